@@ -1,0 +1,129 @@
+//! The engine's one public error: a small, stable kind to match on, and the context a person needs.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What sort of failure it is; device models map it to a status, commands to an exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The host's I/O failed.
+    Io,
+    /// No space on the host (or a limit on file size).
+    NoSpace,
+    /// The image breaks the format's rules.
+    Corrupt,
+    /// The image or the option asks for something that cowhand does not do.
+    Unsupported,
+    /// A request or an option that makes no sense (out of range, misaligned).
+    Invalid,
+    /// The disk or the file may not be written.
+    ReadOnly,
+    /// Another process holds the image.
+    Locked,
+    /// A file, or a right to it, is missing.
+    NotFound,
+    /// Refused for safety: a file outside the allowed directories, a format that would have to be guessed.
+    Refused,
+}
+
+/// An error of the engine: one line that names the file and, where it matters, the offset.
+#[derive(Debug)]
+pub struct Error(Box<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    kind: ErrorKind,
+    message: String,
+    path: Option<PathBuf>,
+    offset: Option<u64>,
+    source: Option<io::Error>,
+}
+
+/// The engine's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// A new error that says `message`: what is wrong and, where it helps, what to do.
+    #[must_use]
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self(Box::new(Inner { kind, message: message.into(), path: None, offset: None, source: None }))
+    }
+
+    /// An error of the host's I/O, met while doing `what` ("read", "open", …).
+    #[must_use]
+    pub fn io(what: impl Into<String>, source: io::Error) -> Self {
+        let kind = match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                ErrorKind::NoSpace
+            }
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => ErrorKind::NotFound,
+            io::ErrorKind::ReadOnlyFilesystem => ErrorKind::ReadOnly,
+            _ => ErrorKind::Io,
+        };
+        let mut error = Self::new(kind, what);
+        error.0.source = Some(source);
+        error
+    }
+
+    /// The same error, naming the file it is about (the innermost name is kept).
+    #[must_use]
+    pub fn at_path(mut self, path: impl AsRef<Path>) -> Self {
+        if self.0.path.is_none() {
+            self.0.path = Some(path.as_ref().to_path_buf());
+        }
+        self
+    }
+
+    /// The same error, naming the byte offset in the file (the innermost is kept).
+    #[must_use]
+    pub fn at_offset(mut self, offset: u64) -> Self {
+        self.0.offset.get_or_insert(offset);
+        self
+    }
+
+    /// What sort of failure it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The file that the error is about.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.0.path.as_deref()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = &*self.0;
+        if let Some(path) = &inner.path {
+            write!(f, "{}: ", path.display())?;
+        }
+        f.write_str(&inner.message)?;
+        if let Some(offset) = inner.offset {
+            write!(f, " (at offset {offset:#x})")?;
+        }
+        // One line is what a person reads, so the cause belongs into it; `source` is kept for programs.
+        if let Some(source) = &inner.source {
+            write!(f, ": {}", os_text(source))?;
+        }
+        Ok(())
+    }
+}
+
+/// The system's words for an error without Rust's "(os error N)".
+fn os_text(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error ") {
+        Some(end) => text[..end].to_string(),
+        None => text,
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_ref().map(|e| e as _)
+    }
+}

@@ -1,0 +1,1 @@
+//! virtio device models, free of KVM and of any transport.

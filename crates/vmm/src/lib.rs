@@ -1,0 +1,1 @@
+//! The KVM hypervisor: memory, vCPUs, boot, PCI, ACPI, consoles, event loop.
