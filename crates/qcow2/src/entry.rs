@@ -290,10 +290,19 @@ impl L2Entry {
         })
     }
 
-    /// The same entry with the COPIED flag as given. Compressed entries never get it.
+    /// The same entry with the COPIED flag as given. Compressed entries never get it; an entry with offset 0 (nothing
+    /// allocated, or the first cluster of an external data file, whose flag is what says so) stays as it is.
     #[must_use]
     pub const fn with_copied(self, copied: bool) -> Self {
-        if copied && self.0 & COMPRESSED == 0 { Self(self.0 | COPIED) } else { Self(self.0 & !COPIED) }
+        if self.0 & COMPRESSED != 0 {
+            Self(self.0 & !COPIED)
+        } else if self.0 & OFFSET_MASK == 0 {
+            self
+        } else if copied {
+            Self(self.0 | COPIED)
+        } else {
+            Self(self.0 & !COPIED)
+        }
     }
 
     /// Whether bit 63 is set, whatever the rest says (a check reports it where it must not be).

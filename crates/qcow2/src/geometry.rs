@@ -1,6 +1,7 @@
 //! What decoding a table entry has to know of the header, and the arithmetic of the two-level tables.
 //! (Specification, "Cluster mapping" and "Host cluster management".)
 
+use crate::error::{Field, FormatError};
 use crate::limits;
 use crate::offset::{ClusterBits, GuestOffset, HostOffset};
 
@@ -57,6 +58,28 @@ impl Geometry {
     #[must_use]
     pub const fn l1_entries_for(&self, size: u64) -> u64 {
         size.div_ceil(self.l2_coverage())
+    }
+
+    /// Where the VM state of a snapshot of a disk of `size` bytes begins: at the first L1 entry that maps none of the
+    /// disk (specification, "Snapshots"). `None` past 2^64.
+    #[must_use]
+    pub fn vm_state_offset(&self, size: u64) -> Option<GuestOffset> {
+        self.l1_entries_for(size).checked_mul(self.l2_coverage()).map(GuestOffset::new)
+    }
+
+    /// Holds a data cluster's place against the rule of external data files: guest and host offset are the same
+    /// (specification, "Header", incompatible bit 2). Always fine without one.
+    ///
+    /// # Errors
+    /// They differ, so the L2 table is corrupt.
+    pub fn check_data_file_mapping(&self, guest: GuestOffset, host: HostOffset) -> Result<(), FormatError> {
+        if self.has_data_file && self.cluster_bits.align_down(guest.get()) != host.get() {
+            return Err(FormatError::Inconsistent {
+                field: Field::new("L2 entry"),
+                problem: "a cluster of an external data file must lie at its guest offset",
+            });
+        }
+        Ok(())
     }
 
     /// Bytes of one subcluster: a 32nd of the cluster with extended L2, else the cluster.

@@ -1,7 +1,7 @@
 //! Every bound that the format, or QEMU's reading of it, puts on a count or a size.
 //!
-//! A field is held against these before it sizes an allocation or a loop. They are QEMU's own limits, so that whatever
-//! is accepted here opens there and the other way round.
+//! A field is held against these before it sizes an allocation or a loop. Where the format has no bound of its own they
+//! are QEMU's, so that an image made there opens here and the other way round.
 
 /// Smallest cluster: 2^9 = 512 bytes (specification, "Header").
 pub const CLUSTER_BITS_MIN: u32 = 9;
@@ -51,8 +51,8 @@ pub const BITMAP_GRANULARITY_BITS_MIN: u8 = 9;
 pub const BITMAP_GRANULARITY_BITS_MAX: u8 = 31;
 /// Most extra data of one bitmap directory entry, in bytes. None is defined so far; this only bounds what is kept.
 pub const BITMAP_EXTRA_DATA_MAX: u32 = 1024;
-/// Largest bitmap directory, in bytes: every bitmap there can be, each with the longest name.
-pub const BITMAP_DIRECTORY_BYTES_MAX: u64 = BITMAPS_MAX as u64 * (24 + BITMAP_NAME_MAX as u64 + 1);
+/// Largest bitmap directory, in bytes: 1 KiB to a bitmap, which an entry with the longest name fits.
+pub const BITMAP_DIRECTORY_BYTES_MAX: u64 = BITMAPS_MAX as u64 * 1024;
 /// Most data of one bitmap, in bytes (512 MiB): what it may take in memory.
 pub const BITMAP_BYTES_MAX: u64 = 512 << 20;
 

@@ -47,8 +47,8 @@ impl Snapshot {
     /// `bytes`, as the padding after the last one may be missing).
     ///
     /// # Errors
-    /// `bytes` are too short; over 1 KiB of extra data; too little of it for version 3; an L1 table too large, unaligned
-    /// or in the header's cluster.
+    /// `bytes` are too short; over 1 KiB of extra data; an L1 table too large, unaligned or in the header's cluster.
+    /// Extra data that version 3 lacks is none: see [`Snapshot::is_complete`].
     pub fn parse(bytes: &[u8], geometry: &Geometry) -> Result<(Self, usize), FormatError> {
         let too_short = |needed: usize| FormatError::TooShort {
             field: ENTRY,
@@ -75,14 +75,6 @@ impl Snapshot {
         let name_at = id_at + id_len;
         let end = name_at + name_len;
         let extra = slice(bytes, FIXED_LEN, extra_len as usize).ok_or_else(|| too_short(end))?;
-        if geometry.version >= 3 && extra.len() < 16 {
-            return Err(FormatError::OutOfRange {
-                field: Field::new("snapshot's extra data size"),
-                value: extra.len() as u64,
-                min: 16,
-                max: limits::SNAPSHOT_EXTRA_DATA_MAX.into(),
-            });
-        }
         let snapshot = Self {
             l1_table_offset: HostOffset::new(u64_at(0)?),
             l1_size: u32_at(8)?,
@@ -98,6 +90,13 @@ impl Snapshot {
         };
         snapshot.check(geometry)?;
         Ok((snapshot, end.next_multiple_of(8).min(bytes.len())))
+    }
+
+    /// Whether the entry has what its version asks for: in version 3 that is the disk size. QEMU opens an image whose
+    /// entries lack it (the disk's current size stands in), and its check calls that a corruption.
+    #[must_use]
+    pub fn is_complete(&self, geometry: &Geometry) -> bool {
+        geometry.version < 3 || self.disk_size.is_some()
     }
 
     /// Parses a table of `count` entries out of `bytes`, which begin at `snapshots_offset` and may go on past the
@@ -163,23 +162,18 @@ impl Snapshot {
     }
 
     fn encode_extra(&self, geometry: &Geometry) -> Result<Vec<u8>, FormatError> {
-        let gap =
-            FormatError::Inconsistent { field: ENTRY, problem: "a field of the extra data is missing before another" };
-        let mut extra = self.vm_state_size.to_be_bytes().to_vec();
-        match (self.disk_size, self.icount) {
-            (None, None) if self.unknown_extra.is_empty() => {
-                if geometry.version >= 3 {
-                    return Err(FormatError::Inconsistent { field: ENTRY, problem: "version 3 needs the disk size" });
-                }
-            }
-            (Some(size), None) if self.unknown_extra.is_empty() => extra.extend_from_slice(&size.to_be_bytes()),
-            (Some(size), Some(icount)) => {
-                extra.extend_from_slice(&size.to_be_bytes());
-                extra.extend_from_slice(&icount.to_be_bytes());
-                extra.extend_from_slice(&self.unknown_extra);
-            }
-            _ => return Err(gap),
+        if !self.is_complete(geometry) {
+            return Err(FormatError::Inconsistent { field: ENTRY, problem: "version 3 needs the disk size" });
         }
+        let gap = (self.disk_size.is_none() && self.icount.is_some())
+            || (self.icount.is_none() && !self.unknown_extra.is_empty());
+        if gap {
+            let problem = "a field of the extra data is missing before another";
+            return Err(FormatError::Inconsistent { field: ENTRY, problem });
+        }
+        let numbers = [Some(self.vm_state_size), self.disk_size, self.icount];
+        let mut extra: Vec<u8> = numbers.into_iter().flatten().flat_map(u64::to_be_bytes).collect();
+        extra.extend_from_slice(&self.unknown_extra);
         if extra.len() as u64 > limits::SNAPSHOT_EXTRA_DATA_MAX.into() {
             let (value, max) = (extra.len() as u64, limits::SNAPSHOT_EXTRA_DATA_MAX.into());
             return Err(FormatError::OutOfRange {
@@ -207,10 +201,9 @@ impl Snapshot {
     }
 }
 
-/// What follows the three numbers that are known; a number of which only a part is there is kept, too.
+/// What follows the three numbers that are known. A part of one of them means nothing and is not kept.
 fn unknown_extra(extra: &[u8]) -> &[u8] {
-    let known = (extra.len() / 8).min(3) * 8;
-    extra.get(known..).unwrap_or_default()
+    extra.get(24..).unwrap_or_default()
 }
 
 fn string_len(name: &'static str, string: &[u8]) -> Result<u16, FormatError> {

@@ -1,6 +1,6 @@
 //! Writing a header, and the checks that reading and writing share.
 
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::raw::{RawV2, RawV3};
 use super::{Compression, CryptMethod, Header};
@@ -54,15 +54,42 @@ impl Header {
         Ok(out)
     }
 
-    /// The first 512 bytes of [`Header::encode`]: the header's own fields all lie there, so a change that touches only
-    /// them is one sector's write. (Extensions and backing name may lie past it.)
+    /// `current` (the first sector of the image, or more of it) with the numbers of this header put in: size, L1 table,
+    /// refcount table, snapshots, feature bits. This is how a change of those is written: one sector, and what lies
+    /// around them stays as it is, whoever laid it out.
     ///
     /// # Errors
-    /// As [`Header::encode`].
-    pub fn encode_fixed(&self) -> Result<Vec<u8>, FormatError> {
-        let mut bytes = self.encode()?;
-        bytes.truncate(SECTOR);
-        Ok(bytes)
+    /// `current` is not this image's header (other version, cluster size, `header_length`, backing name length, …), so
+    /// that more than those numbers would have to change: that takes [`Header::encode`]. Or a field has a value that
+    /// parsing would refuse.
+    pub fn encode_fixed(&self, current: &[u8]) -> Result<Vec<u8>, FormatError> {
+        self.check_fields()?;
+        let other = || inconsistent("header", 0, "more than one sector's numbers would have to change");
+        let mut sector = current.to_vec();
+        let (v2, rest) = RawV2::mut_from_prefix(&mut sector).map_err(|_| other())?;
+        let (old_len, new_len) = (v2.backing_file_size.get(), self.backing_name.as_ref().map_or(0, Vec::len));
+        let same_name = if v2.backing_file_offset.get() == 0 { new_len == 0 } else { old_len as usize == new_len };
+        let new = self.raw_v2(v2.backing_file_offset.get());
+        let same = v2.magic == new.magic
+            && v2.version == new.version
+            && v2.cluster_bits == new.cluster_bits
+            && v2.crypt_method == new.crypt_method
+            && same_name;
+        if !same {
+            return Err(other());
+        }
+        *v2 = RawV2 { backing_file_offset: v2.backing_file_offset, backing_file_size: v2.backing_file_size, ..new };
+        if self.version >= 3 {
+            let (v3, _) = RawV3::mut_from_prefix(rest).map_err(|_| other())?;
+            let new = self.raw_v3(self.header_length);
+            let changed = Incompatible::from_bits_retain(v3.incompatible_features.get()) ^ self.incompatible;
+            let same = v3.header_length == new.header_length && v3.refcount_order == new.refcount_order;
+            if !same || changed.contains(Incompatible::COMPRESSION) {
+                return Err(other());
+            }
+            *v3 = new;
+        }
+        Ok(sector)
     }
 
     fn raw_v2(&self, name_at: u64) -> RawV2 {
