@@ -84,6 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
             Reboot::Restart => OnReboot::Restart,
             Reboot::Exit => OnReboot::Exit,
         },
+        devices: Vec::new(),
         panic_line: args.panic_line == Switch::On,
     };
     let exit = machine::run(&config)?;

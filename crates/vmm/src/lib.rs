@@ -14,5 +14,6 @@ pub mod irq;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
+pub mod pci;
 pub mod signals;
 pub mod vcpu;

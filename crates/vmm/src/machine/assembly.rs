@@ -1,6 +1,7 @@
 //! Putting a machine together, and taking it apart.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -11,9 +12,10 @@ use crate::arch::{self, BootSource, EntryPoint, Platform, PlatformParts, layout}
 use crate::bus::Bus;
 use crate::console::output::{ConsoleOutput, Sink};
 use crate::control::{Control, Exit};
-use crate::interrupts::InterruptRouter;
+use crate::interrupts::{InterruptRouter, KvmDoorbells, KvmMsiAllocator};
 use crate::kvm::{self, KvmError};
-use crate::memory;
+use crate::memory::{self, GuestMemory};
+use crate::pci::{Ecam, PciHost, PciHostConfig, Window, Windows};
 use crate::vcpu::{Buses, VcpuThread};
 
 /// A machine, put together and not yet running.
@@ -23,6 +25,7 @@ pub struct Machine {
     vcpus: Vec<VcpuFd>,
     buses: Buses,
     platform: Platform,
+    pci: PciHost,
     control: Arc<Control>,
     _vm: Arc<VmFd>,
     _memory: GuestMemoryMmap<()>,
@@ -48,15 +51,15 @@ impl Machine {
                 .name("loader".into())
                 .spawn_scoped(scope, || load(&memory, config, window64.clone()))
                 .map_err(MachineError::system("loader thread"))?;
-            let kernel_side = KernelSide::new(kvm, config, sink, &memory, &control);
+            let kernel_side = KernelSide::new(kvm, config, sink, &memory, &window64, &control);
             let entry = loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             Ok::<_, MachineError>((entry, kernel_side?))
         })?;
-        let KernelSide { vm, buses, platform } = kernel_side;
+        let KernelSide { vm, buses, platform, pci } = kernel_side;
         let vcpus = (0..config.cpus)
             .map(|index| arch::create_vcpu(&vm, index, &template, &entry))
             .collect::<Result<_, KvmError>>()?;
-        Ok(Self { vcpus, buses, platform, control, _vm: vm, _memory: memory })
+        Ok(Self { vcpus, buses, platform, pci, control, _vm: vm, _memory: memory })
     }
 
     /// What the machine's end is told to.
@@ -84,6 +87,13 @@ impl Machine {
     }
 }
 
+impl Drop for Machine {
+    /// Every request that a device has taken is completed before the machine is gone. The vCPUs have stopped by then.
+    fn drop(&mut self) {
+        self.pci.shutdown();
+    }
+}
+
 /// The vCPU threads; dropping this ends the machine and waits for them.
 pub(super) struct RunningVcpus {
     threads: Vec<VcpuThread>,
@@ -99,11 +109,7 @@ impl Drop for RunningVcpus {
 }
 
 /// Loads kernel, initrd and firmware tables.
-fn load(
-    memory: &GuestMemoryMmap<()>,
-    config: &Config,
-    window64: std::ops::Range<u64>,
-) -> Result<EntryPoint, MachineError> {
+fn load(memory: &GuestMemoryMmap<()>, config: &Config, window64: Range<u64>) -> Result<EntryPoint, MachineError> {
     let source = BootSource {
         kernel: config.kernel.parts(),
         initrd: config.initrd.as_ref().map(super::NamedFile::parts),
@@ -120,6 +126,7 @@ struct KernelSide {
     vm: Arc<VmFd>,
     buses: Buses,
     platform: Platform,
+    pci: PciHost,
 }
 
 impl KernelSide {
@@ -128,6 +135,7 @@ impl KernelSide {
         config: &Config,
         sink: &Sink,
         memory: &GuestMemoryMmap<()>,
+        window64: &Range<u64>,
         control: &Arc<Control>,
     ) -> Result<Self, MachineError> {
         let vm = Arc::new(kvm::create_vm(kvm)?);
@@ -135,15 +143,36 @@ impl KernelSide {
         arch::prepare_vm(&vm)?;
         let router = Arc::new(InterruptRouter::new(vm.clone()));
         let buses = Buses { pio: Arc::new(Bus::new()), mmio: Arc::new(Bus::new()) };
+        // The configuration ports enclose the reset control register, which is the platform's: it passes the rest on.
+        let pci_config_ports = Arc::new(Bus::new());
+        let pci = PciHost::new(PciHostConfig {
+            windows: Windows {
+                mem32: window(&layout::PCI_WINDOW32),
+                mem64: Some(window64).filter(|w| !w.is_empty()).map(window),
+            },
+            ecam: Ecam { base: layout::PCI_ECAM.start, buses: u16::from(layout::PCI_LAST_BUS) + 1 },
+            mmio: buses.mmio.clone(),
+            pio: pci_config_ports.clone(),
+            msi: Arc::new(KvmMsiAllocator(router.clone())),
+            doorbells: Arc::new(KvmDoorbells(vm.clone())),
+            memory: GuestMemory::new(memory.clone()),
+        })?;
+        for device in &config.devices {
+            pci.add_virtio(device.make()?)?;
+        }
         let sink = sink.try_clone().map_err(MachineError::system("console"))?;
         let parts = PlatformParts {
             buses: &buses,
             router: &router,
             control,
             console: ConsoleOutput::new(sink, config.panic_line, control.clone()),
-            pci_config_ports: None,
+            pci_config_ports,
         };
         let platform = Platform::new(parts).map_err(MachineError::system("platform devices"))?;
-        Ok(Self { vm, buses, platform })
+        Ok(Self { vm, buses, platform, pci })
     }
+}
+
+fn window(range: &Range<u64>) -> Window {
+    Window { base: range.start, len: range.end - range.start }
 }

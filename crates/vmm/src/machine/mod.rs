@@ -16,12 +16,15 @@ use std::time::Duration;
 pub use assembly::Machine;
 pub use source::{NamedFile, SourceError};
 
+use cowhand_virtio::VirtioDevice;
+
 use crate::arch::{self, BootError};
 use crate::console::SerialConfig;
 use crate::console::output::Sink;
 use crate::control::Exit;
 use crate::kvm::{self, KvmError};
 use crate::memory::MemoryError;
+use crate::pci::PciError;
 use crate::vcpu;
 use supervisor::Frontend;
 
@@ -33,6 +36,20 @@ pub enum OnReboot {
     /// The machine ends.
     Exit,
 }
+
+/// Where a device comes from. Every machine, also that after a reset, gets a new one.
+pub trait DeviceSource: Sync {
+    /// Makes the device.
+    ///
+    /// # Errors
+    /// When it cannot be made; the error says which device it is.
+    fn make(&self) -> Result<Box<dyn VirtioDevice>, DeviceError>;
+}
+
+/// Why a device could not be made: one line for the person.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct DeviceError(pub String);
 
 /// What a machine is made of.
 pub struct Config {
@@ -52,6 +69,8 @@ pub struct Config {
     pub timeout: Option<Duration>,
     /// What a reset does.
     pub on_reboot: OnReboot,
+    /// The devices on the PCI bus, in this order.
+    pub devices: Vec<Box<dyn DeviceSource>>,
     /// Whether the kernel's panic line on the console counts as a panic.
     pub panic_line: bool,
 }
@@ -65,6 +84,12 @@ pub enum MachineError {
     /// There is no memory for the guest.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A device cannot be made.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A device cannot be put on the PCI bus.
+    #[error(transparent)]
+    Pci(#[from] PciError),
     /// There is nothing to boot.
     #[error(transparent)]
     Boot(#[from] BootError),

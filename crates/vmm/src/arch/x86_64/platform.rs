@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::layout;
-use crate::bus::{BusDevice, BusError};
+use crate::bus::{Bus, BusDevice, BusError};
 use crate::console::output::ConsoleOutput;
 use crate::control::{Control, Exit};
 use crate::devices::pvpanic::Pvpanic;
@@ -32,8 +32,8 @@ pub struct PlatformParts<'a> {
     pub control: &'a Arc<Control>,
     /// Where the serial port writes.
     pub console: ConsoleOutput,
-    /// PCI's CONFIG_ADDRESS and CONFIG_DATA: eight ports from 0xcf8.
-    pub pci_config_ports: Option<Arc<dyn BusDevice>>,
+    /// A bus on which PCI answers at CONFIG_ADDRESS and CONFIG_DATA.
+    pub pci_config_ports: Arc<Bus>,
 }
 
 /// The platform of a machine.
@@ -113,29 +113,28 @@ impl BusDevice for KeyboardReset {
 
 /// PCI's configuration ports, with the reset control register in their midst: it answers to bytes, they to double words.
 struct ConfigPorts {
-    pci: Option<Arc<dyn BusDevice>>,
+    pci: Arc<Bus>,
     control: Arc<Control>,
 }
 
 impl BusDevice for ConfigPorts {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        match &self.pci {
-            _ if offset == layout::PCI_RESET_CONTROL_OFFSET && data.len() == 1 => data.fill(0),
-            Some(pci) => pci.read(offset, data),
-            None => data.fill(0xff),
+        if offset == layout::PCI_RESET_CONTROL_OFFSET && data.len() == 1 {
+            data.fill(0);
+        } else {
+            self.pci.read(u64::from(layout::PORT_PCI_CONFIG.start) + offset, data);
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
         const RESET_CPU: u8 = 1 << 2;
-        match (&self.pci, data) {
-            (_, [byte]) if offset == layout::PCI_RESET_CONTROL_OFFSET => {
+        match data {
+            [byte] if offset == layout::PCI_RESET_CONTROL_OFFSET => {
                 if byte & RESET_CPU != 0 {
                     self.control.end(Exit::Reset);
                 }
             }
-            (Some(pci), data) => pci.write(offset, data),
-            (None, _) => {}
+            data => self.pci.write(u64::from(layout::PORT_PCI_CONFIG.start) + offset, data),
         }
     }
 }

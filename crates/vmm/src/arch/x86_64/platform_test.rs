@@ -29,7 +29,7 @@ fn the_acpi_reset_register_resets_by_its_value_only() {
 #[test]
 fn the_reset_control_register_resets_and_reads_as_zero() {
     let control = control();
-    let ports = ConfigPorts { pci: None, control: control.clone() };
+    let ports = ConfigPorts { pci: Arc::new(Bus::new()), control: control.clone() };
     let mut byte = [0xaa];
     ports.read(1, &mut byte);
     assert_eq!(byte, [0]);
