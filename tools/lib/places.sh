@@ -1,0 +1,24 @@
+# shellcheck shell=bash
+# Where the tools keep things, and which world this machine offers for guests. To be sourced.
+
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+# Everything that is made lies below: kernels, guests, results. Deleting it costs only time.
+# shellcheck disable=SC2034
+CACHE=${COWHAND_CACHE:-$REPO/target}
+
+# True when the host's own KVM can run a stock kernel: the processor virtualizes, and /dev/kvm lets us in.
+native_kvm_works() {
+    [ "$(uname -m)" = x86_64 ] && grep -qwE 'vmx|svm' /proc/cpuinfo && (exec 3<>/dev/kvm) 2>/dev/null
+}
+
+# Prints native or emulated. COWHAND_WORLD overrides what the machine says.
+choose_world() {
+    case ${COWHAND_WORLD:-auto} in
+    native | emulated) echo "$COWHAND_WORLD" ;;
+    auto) if native_kvm_works; then echo native; else echo emulated; fi ;;
+    *)
+        echo "COWHAND_WORLD is ${COWHAND_WORLD}; it can be auto, native or emulated" >&2
+        return 2
+        ;;
+    esac
+}
