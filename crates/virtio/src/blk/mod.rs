@@ -7,10 +7,12 @@
 //! - `config` lays out the configuration space;
 //! - `failed` stands in for an engine queue that is no more.
 //!
-//! Where the bytes go is the engine's concern: [`BlockBackend`] is all that is asked of a disk.
+//! Where the bytes go is the engine's concern: [`BlockBackend`] is all that is asked of a disk, and `disk` gives it for the
+//! engine's own.
 
 mod config;
 mod device;
+mod disk;
 mod failed;
 #[cfg(test)]
 mod fake;
@@ -21,6 +23,7 @@ mod worker;
 use cowhand_block::{Limits, RequestQueue};
 
 pub use device::{Block, BlockOptions};
+pub use disk::DiskBackend;
 pub use settings::BlockSettings;
 pub use worker::{BlockWorker, WorkerParts};
 

@@ -68,6 +68,8 @@ pub struct BlockWorker {
     memory: Memory,
     interrupt: Arc<dyn Interrupt>,
     backend: Arc<dyn BlockBackend>,
+    read_only: bool,
+    max_discard: u64,
     settings: Arc<BlockSettings>,
     guard: Arc<GuestMemoryMmap>,
     /// What is in flight, by the tag that its engine requests carry.
@@ -95,6 +97,8 @@ impl BlockWorker {
             guard: parts.memory.memory().into_inner(),
             memory: parts.memory,
             interrupt: parts.interrupt,
+            read_only: parts.backend.read_only(),
+            max_discard: parts.backend.limits().max_discard,
             backend: parts.backend,
             settings: parts.settings,
             slots: (0..size).map(|_| None).collect(),
@@ -242,12 +246,11 @@ impl BlockWorker {
             tracing::debug!(queue = self.index, head, "a chain has no status byte");
             return self.add_used(memory, head, 0);
         };
-        let limits = self.backend.limits();
         let context = Context {
             memory,
             size: self.backend.size(),
-            read_only: self.backend.read_only(),
-            max_discard: limits.max_discard,
+            read_only: self.read_only,
+            max_discard: self.max_discard,
             settings: &self.settings,
         };
         // SAFETY: `memory` is `self.guard`, which is replaced or dropped only while nothing is in flight, or after the

@@ -1,7 +1,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 
 use super::super::fake::{Backend, FakeDisk};
-use super::super::{Block, BlockOptions};
+use super::super::{Block, BlockOptions, DiskBackend};
 use super::*;
 use crate::device::{Activation, VirtioDevice};
 use crate::testing::{Driver, HIGH, HOLE, INDIRECT, Interrupts, NEXT, Random, WRITE, wait_until};
@@ -579,6 +579,32 @@ fn queue_that_cannot_be_opened_fails_all_requests() {
     assert_eq!(world.request(0, 1, &[(DATA, 512, WRITE)]), (IOERR, 0));
     assert_eq!(world.request(4, 0, &[]), (IOERR, 1));
     assert!(world.interrupts.broken());
+}
+
+#[test]
+fn engine_disk_keeps_what_was_written_and_flushed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.raw");
+    std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+    let spec = cowhand_block::DiskSpec::parse(&format!("path={},format=raw", path.display())).unwrap();
+    let disk = cowhand_block::Disk::open(&spec, &cowhand_block::OpenPolicy::host()).unwrap();
+    let mut world = World::new(FakeDisk::new(1 << 20));
+    world.device = Block::new(Arc::new(DiskBackend(disk.clone())), BlockOptions::default()).unwrap();
+    world.driver = Driver::new(16);
+    world.activate(VERSION_1 | FLUSH, true);
+    world.driver.put(DATA, &[0xc0; 1024]);
+
+    assert_eq!(world.request(0, 1, &[(DATA + 0x1000, 512, WRITE)]), (OK, 513));
+    assert_eq!(world.request(1, 3, &[(DATA, 512, 0), (DATA + 512, 512, 0)]), (OK, 1));
+    assert_eq!(world.request(4, 0, &[]), (OK, 1));
+    assert_eq!(world.request(0, 3, &[(HIGH, 1024, WRITE)]), (OK, 1025));
+    assert_eq!(world.driver.bytes(HIGH, 1024), vec![0xc0; 1024]);
+    world.device.reset();
+    drop(world);
+    disk.close().unwrap();
+
+    let image = std::fs::read(&path).unwrap();
+    assert_eq!(&image[1024..3072], [vec![7; 512], vec![0xc0; 1024], vec![7; 512]].concat());
 }
 
 #[test]
