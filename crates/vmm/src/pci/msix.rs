@@ -205,3 +205,7 @@ impl Msix {
 fn lock(vector: &Mutex<Vector>) -> MutexGuard<'_, Vector> {
     vector.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+#[path = "msix_test.rs"]
+mod tests;
