@@ -60,8 +60,9 @@ impl Header {
     ///
     /// # Errors
     /// `current` is not this image's header (other version, cluster size, `header_length`, backing name length, …), so
-    /// that more than those numbers would have to change: that takes [`Header::encode`]. Or a field has a value that
-    /// parsing would refuse.
+    /// that more than those numbers would have to change: that takes [`Header::encode`]. Of the incompatible features
+    /// only the dirty and the corrupt bit may change so; the others say what the rest of the image is like. Or a field
+    /// has a value that parsing would refuse.
     pub fn encode_fixed(&self, current: &[u8]) -> Result<Vec<u8>, FormatError> {
         self.check_fields()?;
         let other = || inconsistent("header", 0, "more than one sector's numbers would have to change");
@@ -84,7 +85,7 @@ impl Header {
             let new = self.raw_v3(self.header_length);
             let changed = Incompatible::from_bits_retain(v3.incompatible_features.get()) ^ self.incompatible;
             let same = v3.header_length == new.header_length && v3.refcount_order == new.refcount_order;
-            if !same || changed.contains(Incompatible::COMPRESSION) {
+            if !same || !changed.difference(Incompatible::DIRTY | Incompatible::CORRUPT).is_empty() {
                 return Err(other());
             }
             *v3 = new;

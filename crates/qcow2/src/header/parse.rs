@@ -289,7 +289,7 @@ impl Table {
         }
         // The file's last cluster may be cut short; what is missing of it reads as zeros.
         let end = bits.align_up(file_len).unwrap_or(u64::MAX);
-        if value + len > end || value >= file_len {
+        if value + len > end {
             return Err(FormatError::OutsideFile { field: self.offset, offset: value, len, file_len });
         }
         Ok(())

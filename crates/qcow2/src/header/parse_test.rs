@@ -494,6 +494,16 @@ fn edge_41_raw_data_file_excludes_a_backing_file_and_needs_a_data_file() {
 }
 
 #[test]
+fn data_file_excludes_internal_snapshots() {
+    let error = v3(|b| {
+        put64(b, 72, 4);
+        put32(b, 60, 1);
+        put64(b, 64, 0x30000);
+    });
+    assert_eq!(field(error.unwrap_err()), "nb_snapshots");
+}
+
+#[test]
 fn edge_56_data_file_without_a_name_parses() {
     let header = v3(|b| put64(b, 72, 4)).unwrap();
     assert!(header.has_data_file());
