@@ -18,7 +18,7 @@ pub const LOW_RAM_LIMIT: u64 = 0xc000_0000;
 /// RAM above the 32-bit hole starts here.
 pub const HIGH_RAM_BASE: u64 = 1 << 32;
 /// The most memory that a guest may have, in bytes: RAM and the 64-bit window stay below AMD's HyperTransport hole at 1012 GiB.
-pub const MAX_MEMORY: u64 = 896 << 30;
+pub const MAX_MEMORY: u64 = 880 << 30;
 /// The least memory that a guest may have, in bytes.
 pub const MIN_MEMORY: u64 = 4 << 20;
 
