@@ -260,3 +260,7 @@ impl BitmapTableEntry {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "bitmap_test.rs"]
+mod tests;

@@ -316,3 +316,7 @@ const COMPRESSED_IN_DATA_FILE: FormatError = FormatError::Inconsistent {
     field: COMPRESSED_ENTRY,
     problem: "an image with an external data file cannot have compressed clusters",
 };
+
+#[cfg(test)]
+#[path = "entry_test.rs"]
+mod tests;

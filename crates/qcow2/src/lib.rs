@@ -37,3 +37,6 @@ pub use offset::{ClusterBits, GuestOffset, HostOffset};
 pub use refcount::RefTableEntry;
 pub use snapshot::Snapshot;
 pub use subcluster::{Subcluster, SubclusterBitmap};
+
+#[cfg(test)]
+mod samples_test;

@@ -25,7 +25,7 @@ pub const fn max(order: u32) -> u64 {
 /// # Errors
 /// `order` is over 6, or the block ends before `index`.
 pub fn get(order: u32, bytes: &[u8], index: usize) -> Result<u64, FormatError> {
-    let too_short = || too_short(order, bytes, index);
+    let too_short = || too_short(order, bytes.len(), index);
     match order {
         0..=2 => {
             let (at, shift) = packed(order, index);
@@ -52,17 +52,19 @@ pub fn set(order: u32, bytes: &mut [u8], index: usize, value: u64) -> Result<(),
     if value > max(order) {
         return Err(FormatError::RefcountOverflow { value, bits: 1 << order, max: max(order) });
     }
-    let too_short = too_short(order, bytes, index);
+    let available = bytes.len();
+    let too_short = || too_short(order, available, index);
     if order < 3 {
         let (at, shift) = packed(order, index);
-        let byte = bytes.get_mut(at).ok_or(too_short)?;
+        let byte = bytes.get_mut(at).ok_or_else(too_short)?;
         // Both fit a byte: the width is at most 4 bits.
         let [.., mask] = max(order).to_be_bytes();
         let [.., value] = value.to_be_bytes();
         *byte = *byte & !(mask << shift) | value << shift;
     } else {
         let width = 1usize << (order - 3);
-        let field = index.checked_mul(width).and_then(|at| bytes.get_mut(at..)?.get_mut(..width)).ok_or(too_short)?;
+        let field =
+            index.checked_mul(width).and_then(|at| bytes.get_mut(at..)?.get_mut(..width)).ok_or_else(too_short)?;
         for (to, from) in field.iter_mut().rev().zip(value.to_be_bytes().iter().rev()) {
             *to = *from;
         }
@@ -82,9 +84,10 @@ fn order_out_of_range(order: u32) -> FormatError {
     FormatError::OutOfRange { field: REFCOUNT_ORDER, value: order.into(), min: 0, max }
 }
 
-fn too_short(order: u32, bytes: &[u8], index: usize) -> FormatError {
-    let needed = (index as u64 + 1).saturating_mul(1 << order.min(limits::REFCOUNT_ORDER_MAX)).div_ceil(8);
-    FormatError::TooShort { field: BLOCK, needed, available: bytes.len() as u64 }
+fn too_short(order: u32, available: usize, index: usize) -> FormatError {
+    let needed =
+        (index as u64).saturating_add(1).saturating_mul(1 << order.min(limits::REFCOUNT_ORDER_MAX)).div_ceil(8);
+    FormatError::TooShort { field: BLOCK, needed, available: available as u64 }
 }
 
 /// An entry of the refcount table: where a refcount block is.
@@ -144,3 +147,7 @@ impl RefTableEntry {
         Ok((value != 0).then(|| HostOffset::new(value)))
     }
 }
+
+#[cfg(test)]
+#[path = "refcount_test.rs"]
+mod tests;

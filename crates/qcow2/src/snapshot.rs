@@ -231,3 +231,7 @@ fn check_table_len(len: u64) -> Result<(), FormatError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "snapshot_test.rs"]
+mod tests;

@@ -125,3 +125,7 @@ impl SubclusterBitmap {
 const fn below(n: u32) -> u32 {
     if n >= 32 { u32::MAX } else { (1 << n) - 1 }
 }
+
+#[cfg(test)]
+#[path = "subcluster_test.rs"]
+mod tests;

@@ -252,3 +252,7 @@ impl Header {
 fn inconsistent(name: &'static str, at: u64, problem: &'static str) -> FormatError {
     FormatError::Inconsistent { field: Field::at(name, at), problem }
 }
+
+#[cfg(test)]
+#[path = "encode_test.rs"]
+mod tests;

@@ -295,3 +295,7 @@ impl Table {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "parse_test.rs"]
+mod tests;
