@@ -67,7 +67,8 @@ fn kvm() -> Vec<Finding> {
     });
     if !report.hardware {
         findings.push(Finding::Weak(
-            "the processor shows no virtualization extension, so this KVM works in software; stock kernels may not run".into(),
+            "the processor shows no virtualization extension, so this KVM works in software; stock kernels may not run"
+                .into(),
         ));
     }
     findings
