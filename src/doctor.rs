@@ -8,6 +8,7 @@ use clap::Parser;
 use cowhand_vmm::console::SerialConfig;
 use cowhand_vmm::control::Exit;
 use cowhand_vmm::machine::{self, Config, NamedFile, OnReboot};
+use cowhand_vmm::signals::SignalEvents;
 use cowhand_vmm::{arch, host};
 
 use crate::{EXIT_FAILURE, Failure};
@@ -126,7 +127,8 @@ fn run_tiny_guest() -> Result<String, String> {
         devices: Vec::new(),
         panic_line: false,
     };
-    match machine::run(&config).map_err(|e| e.to_string())? {
+    let signals = SignalEvents::new().map_err(|e| e.to_string())?;
+    match machine::run(&config, signals).map_err(|e| e.to_string())? {
         Exit::PowerOff => {}
         Exit::Crash(what) => return Err(format!("crashed: {what}")),
         Exit::Timeout => return Err(format!("was not done after {} s", TINY_GUEST_TIMEOUT.as_secs())),
