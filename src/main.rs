@@ -1,3 +1,89 @@
 //! The `cowhand` program: the command line, one file for each subcommand.
 
-fn main() {}
+mod doctor;
+mod quantity;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+use tracing::level_filters::LevelFilter;
+
+/// Bad arguments.
+const EXIT_USAGE: u8 = 2;
+/// Something failed.
+const EXIT_FAILURE: u8 = 1;
+
+/// Runs virtual machines from QCOW2 images.
+#[derive(Parser)]
+#[command(name = "cowhand", version, subcommand_required = true, arg_required_else_help = true)]
+struct Cli {
+    /// What is logged to standard error: off, error, warn, info, debug or trace
+    #[arg(long, global = true, default_value = "warn", value_name = "LEVEL")]
+    log_level: LevelFilter,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::Args),
+    Doctor(doctor::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    if cli.log_level != LevelFilter::OFF {
+        tracing_subscriber::fmt().with_max_level(cli.log_level).with_writer(std::io::stderr).with_target(false).init();
+    }
+    let result = match cli.command {
+        Command::Run(args) => run::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+    };
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(failure) => {
+            eprintln!("cowhand: {}", failure.message);
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+/// Why a command ends without having done its work.
+pub(crate) struct Failure {
+    /// One line.
+    pub(crate) message: String,
+    /// The exit status.
+    pub(crate) status: u8,
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self { message: error.to_string(), status: EXIT_FAILURE }
+    }
+}
+
+/// Says in one line what is wrong with the arguments, or shows the help that was asked for.
+fn usage(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // A closed pipe is no failure of the help.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            return ExitCode::from(EXIT_USAGE);
+        }
+        _ => {}
+    }
+    let text = error.to_string();
+    let lines: Vec<_> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+    let line = lines.join(" ");
+    eprintln!("cowhand: {}; see `cowhand --help`", line.trim_start_matches("error: "));
+    ExitCode::from(EXIT_USAGE)
+}

@@ -2,9 +2,22 @@
 //!
 //! It knows nothing of virtio, of KVM or of the command line.
 
+mod chain;
+mod disk;
 mod error;
+mod grace;
 pub mod io;
+mod join;
+mod node;
+mod qcow2;
+mod queue;
+mod raw;
 pub mod request;
+pub mod spec;
+mod sync;
 
+pub use chain::OpenPolicy;
+pub use disk::{Disk, DiskQueue, LayerInfo};
 pub use error::{Error, ErrorKind, Result};
 pub use request::{Event, Limits, Request, RequestQueue, Wait};
+pub use spec::{DiskSpec, Format, SpecError};

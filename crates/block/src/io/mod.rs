@@ -1,5 +1,311 @@
-//! The seam to everything outside the engine: files, their I/O, the clock, other threads.
+//! The seam to everything outside the engine: files and their I/O, directories, locks, time, entropy.
+//!
+//! The engine is written against [`Storage`], [`FileOps`] and [`Driver`] and never calls the system itself. Behind them stand
+//! [`host`] (io_uring, or a pool of threads where io_uring is refused), [`memory`], and the simulator in [`sim`].
 
 mod buf;
+pub mod host;
+pub mod memory;
+pub mod sim;
 
-pub use buf::IoSeg;
+use std::fmt;
+use std::io;
+use std::ops::Deref;
+use std::os::fd::RawFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::sync::RangeLocks;
+pub use buf::{Buffer, IoSeg, fill_zero, is_aligned, is_zero, segs_len, split_segs, zero_segs};
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenMode {
+    /// For writing too.
+    pub write: bool,
+    /// Past the host's page cache (`O_DIRECT`).
+    pub direct: bool,
+}
+
+/// What one holder of an image does with it, and what it lets others do: QEMU's permissions, bit i of each mask being QEMU's
+/// permission i (0 read, 1 write, 2 write-unchanged, 3 resize).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LockMasks {
+    /// What this holder does.
+    pub held: u8,
+    /// What no other holder may do meanwhile.
+    pub unshared: u8,
+}
+
+impl LockMasks {
+    /// Reads the image, and others may only read it too.
+    pub const READ: Self = Self { held: 0b0001, unshared: 0b1010 };
+    /// Reads, writes and resizes the image; others may do nothing but read what never changes.
+    pub const WRITE: Self = Self { held: 0b1011, unshared: 0b1010 };
+}
+
+/// Why a lock could not be had.
+#[derive(Debug)]
+pub enum LockError {
+    /// Another holder does (or forbids) QEMU's permission of this name.
+    Held(&'static str),
+    /// The system's call failed.
+    Io(io::Error),
+}
+
+/// What is fixed about an open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileTraits {
+    /// Device and inode, by which two names of one file are known.
+    pub identity: (u64, u64),
+    /// Whether it is a block device, whose length cannot change.
+    pub block_device: bool,
+    /// What offsets, lengths and memory addresses of I/O must be multiples of: 1 through the page cache.
+    pub align: u32,
+}
+
+/// An open file: what is not positioned I/O.
+pub trait FileOps: Send + Sync {
+    /// The number that a [`Driver`] of the same storage knows the file by: a descriptor on the host.
+    fn id(&self) -> RawFd;
+
+    /// What is fixed about it.
+    fn traits(&self) -> FileTraits;
+
+    /// Its length in bytes now.
+    ///
+    /// # Errors
+    /// The system's.
+    fn length(&self) -> io::Result<u64>;
+
+    /// Takes (or replaces) this open file's locks, on the bytes that QEMU uses.
+    ///
+    /// # Errors
+    /// When another holder is in the way; then no new lock is left behind.
+    fn lock(&self, masks: LockMasks) -> Result<(), LockError>;
+
+    /// Gives all locks back.
+    fn unlock(&self);
+}
+
+/// A shared handle of an open file.
+#[derive(Clone)]
+pub struct File(Arc<Shared>);
+
+struct Shared {
+    /// For direct I/O: the ranges being written, while some of them have to be read first ([`crate::queue`]).
+    writes: RangeLocks,
+    ops: Box<dyn FileOps>,
+}
+
+impl File {
+    /// Wraps a storage's file.
+    pub fn new(ops: impl FileOps + 'static) -> Self {
+        Self(Arc::new(Shared { writes: RangeLocks::default(), ops: Box::new(ops) }))
+    }
+
+    pub(crate) fn writes(&self) -> &RangeLocks {
+        &self.0.writes
+    }
+}
+
+impl Deref for File {
+    type Target = dyn FileOps;
+    fn deref(&self) -> &Self::Target {
+        &*self.0.ops
+    }
+}
+
+impl fmt::Debug for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "File({})", self.id())
+    }
+}
+
+/// Where files live, and everything else that is not positioned I/O. Shared by all threads.
+pub trait Storage: Send + Sync {
+    /// Opens an existing file.
+    ///
+    /// # Errors
+    /// The system's; a directory is refused.
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<File>;
+
+    /// Makes a new file, open for writing; one that exists is refused.
+    ///
+    /// # Errors
+    /// The system's.
+    fn create(&self, path: &Path) -> io::Result<File>;
+
+    /// Makes a file without a name in the directory `dir`, gone when it is closed.
+    ///
+    /// # Errors
+    /// The system's.
+    fn create_unnamed(&self, dir: &Path) -> io::Result<File>;
+
+    /// Gives a file another name, replacing what had it.
+    ///
+    /// # Errors
+    /// The system's.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file's name.
+    ///
+    /// # Errors
+    /// The system's.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes the entries of a directory durable.
+    ///
+    /// # Errors
+    /// The system's.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// The path without links and dots.
+    ///
+    /// # Errors
+    /// The system's.
+    fn canonical(&self, path: &Path) -> io::Result<std::path::PathBuf>;
+
+    /// A new I/O queue, to be used by the calling thread alone.
+    ///
+    /// # Errors
+    /// When the system has no room for one.
+    fn driver(&self) -> io::Result<Box<dyn Driver>>;
+
+    /// A new I/O queue for a few operations that the calling thread waits for: cheap to make, with nothing overlapped.
+    ///
+    /// # Errors
+    /// When the system has no room for one.
+    fn blocking_driver(&self) -> io::Result<Box<dyn Driver>> {
+        self.driver()
+    }
+
+    /// Fills `bytes` with entropy.
+    ///
+    /// # Errors
+    /// The system's.
+    fn entropy(&self, bytes: &mut [u8]) -> io::Result<()>;
+
+    /// Monotonic time since some fixed moment.
+    fn now(&self) -> std::time::Duration;
+}
+
+/// Why a flush is made: names the barrier, so that the simulator can take one out and show that it is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Barrier {
+    /// Guest data, with nothing in the metadata to write.
+    Data,
+    /// New refcount blocks, before the refcount table names them.
+    NewRefblocks,
+    /// Data, refcounts and new L2 tables, before the L2 and L1 entries that expose them.
+    BeforeMapping,
+    /// L2 and L1 entries, before what they no longer name is freed, and before the guest hears that its flush is done.
+    Mapping,
+    /// A new refcount table, before the header names it.
+    NewRefTable,
+    /// The header.
+    Header,
+    /// A new image's structures, before it is named.
+    Create,
+}
+
+impl Barrier {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Data,
+        Self::NewRefblocks,
+        Self::BeforeMapping,
+        Self::Mapping,
+        Self::NewRefTable,
+        Self::Header,
+        Self::Create,
+    ];
+}
+
+/// One operation on a file. Offsets and lengths in bytes.
+#[derive(Debug)]
+pub enum Op {
+    /// Vectored read; past the end of the file it is short.
+    Read {
+        /// Where in the file.
+        offset: u64,
+        /// Where to.
+        data: Vec<IoSeg>,
+    },
+    /// Vectored write.
+    Write {
+        /// Where in the file.
+        offset: u64,
+        /// From where.
+        data: Vec<IoSeg>,
+    },
+    /// Makes the range read as zeros, the space kept if that is possible; extends the file if needed.
+    WriteZeroes {
+        /// Where in the file.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
+    /// Gives the range's space back: it reads as zeros. The length stays.
+    Punch {
+        /// Where in the file.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
+    /// Makes all that completed durable, with the metadata needed to read it (`fdatasync`).
+    Flush {
+        /// Why.
+        barrier: Barrier,
+    },
+    /// Reserves space for the range, extending the file if needed.
+    Allocate {
+        /// Where in the file.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
+    /// Sets the file's length.
+    SetLength {
+        /// In bytes.
+        len: u64,
+    },
+}
+
+/// How an operation ended.
+#[derive(Debug)]
+pub struct Completion {
+    /// The token it was submitted with.
+    pub token: u64,
+    /// For reads and writes the number of bytes moved, otherwise 0.
+    pub result: io::Result<usize>,
+    /// The operation's segment list, given back.
+    pub data: Vec<IoSeg>,
+}
+
+/// Wakes a thread that sleeps in [`Driver::wait`].
+pub trait Notify: Send + Sync {
+    /// Makes the current or next blocking wait return.
+    fn notify(&self);
+}
+
+/// An I/O queue, owned by one thread. Dropping it waits for what is in flight.
+pub trait Driver {
+    /// Takes an operation on the file with this [`FileOps::id`]; it may be sent only with the next `wait`.
+    fn submit(&mut self, token: u64, file: RawFd, op: Op);
+
+    /// From now on each signal of the eventfd `fd` yields a completion with `token` (and the counter is read).
+    ///
+    /// # Errors
+    /// The system's.
+    fn watch(&mut self, fd: RawFd, token: u64) -> io::Result<()>;
+
+    /// Sends what is pending and appends what has completed; with `block`, sleeps until something completed or a notification came.
+    ///
+    /// # Errors
+    /// The system's: the queue is of no use then.
+    fn wait(&mut self, block: bool, done: &mut Vec<Completion>) -> io::Result<()>;
+
+    /// A handle with which other threads wake this one.
+    fn notifier(&self) -> Arc<dyn Notify>;
+}

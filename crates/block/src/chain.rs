@@ -1,0 +1,223 @@
+//! Opening a disk's chain of images: which files may be opened, in which format, with which locks.
+//!
+//! What the guest can write never decides about a format or a file: formats stand in the DISK or in a header, and files that
+//! headers name are opened only below allowed directories.
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use cowhand_qcow2::{CreateParams, Header};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{File, LockError, LockMasks, OpenMode, Storage};
+use crate::node::Node;
+use crate::qcow2::open::{ImageOptions, Opening};
+use crate::qcow2::{Image, create};
+use crate::queue::Queue;
+use crate::raw::RawImage;
+use crate::spec::{Cache, DiskSpec, Format};
+use crate::sync::Arc;
+
+/// A chain this deep is taken for a mistake.
+const DEPTH_MAX: usize = 1000;
+
+/// What opening a disk may do.
+#[derive(Clone)]
+pub struct OpenPolicy {
+    /// Where files live.
+    pub storage: Arc<dyn Storage>,
+    /// Below which directories files named by image headers may be opened; if empty, below each image's own.
+    pub allow_dirs: Vec<PathBuf>,
+    /// Where the throw-away overlays of `ephemeral=on` are made.
+    pub temp_dir: PathBuf,
+}
+
+impl OpenPolicy {
+    /// The policy of a program on this host without options: each image's own directory, overlays in `/var/tmp` (or `TMPDIR`).
+    #[must_use]
+    pub fn host() -> Self {
+        let temp_dir = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+        Self { storage: Arc::new(crate::io::host::Host::default()), allow_dirs: Vec::new(), temp_dir }
+    }
+}
+
+/// A layer that is open but not connected to what lies below it.
+struct Layer {
+    path: PathBuf,
+    file: File,
+    format: Format,
+}
+
+/// Opens a disk's layers and connects them.
+pub(crate) async fn open(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy) -> Result<Arc<Node>> {
+    let writable = !spec.readonly && !spec.ephemeral;
+    let top = open_file(policy, &spec.path, writable, spec)?;
+    let mut layers = vec![Layer { path: spec.path.clone(), file: top, format: spec.format }];
+    if spec.format == Format::Raw && !spec.force_raw {
+        refuse_qcow2(queue, &layers[0]).await?;
+    }
+    // Downwards, opening; then upwards, connecting: a deep chain needs no deep stack.
+    while let Some(next) = below(queue, &layers, spec, policy).await? {
+        layers.push(next);
+    }
+    let mut node: Option<Arc<Node>> = None;
+    while let Some(layer) = layers.pop() {
+        let is_top = layers.is_empty();
+        let options = ImageOptions {
+            writable: writable && is_top,
+            no_flush: spec.cache == Cache::Unsafe,
+            metadata_cache: spec.metadata_cache,
+        };
+        node = Some(Arc::new(connect(queue, layer, node.take(), options).await?));
+    }
+    let node = node.ok_or_else(|| Error::new(ErrorKind::Invalid, "a disk without layers"))?;
+    if spec.ephemeral { overlay(queue, node, spec, policy).await } else { Ok(node) }
+}
+
+async fn connect(queue: &Rc<Queue>, layer: Layer, backing: Option<Arc<Node>>, options: ImageOptions) -> Result<Node> {
+    match layer.format {
+        Format::Raw => Ok(Node::Raw(RawImage::new(layer.file, &layer.path, options.writable, options.no_flush)?)),
+        Format::Qcow2 => {
+            let opening = Opening::header(queue, layer.file, &layer.path).await?;
+            Ok(Node::Qcow2(Box::new(opening.finish(queue, backing, options).await?)))
+        }
+    }
+}
+
+/// A throw-away overlay over `node`, whose header names nothing.
+async fn overlay(queue: &Rc<Queue>, node: Arc<Node>, spec: &DiskSpec, policy: &OpenPolicy) -> Result<Arc<Node>> {
+    let dir = &policy.temp_dir;
+    let file = policy.storage.create_unnamed(dir);
+    let file = file.map_err(|e| Error::io("cannot make a throw-away overlay in this directory", e).at_path(dir))?;
+    let path = dir.join(format!("throw-away overlay over {}", spec.path.display()));
+    create::create(queue, &file, &path, &CreateParams::new(node.size()), true).await?;
+    let options = ImageOptions { writable: true, no_flush: true, metadata_cache: spec.metadata_cache };
+    let opening = Opening::header(queue, file, &path).await?;
+    let image: Image = opening.finish(queue, Some(node), options).await?;
+    Ok(Arc::new(Node::Qcow2(Box::new(image))))
+}
+
+/// The layer below the last one, if there is one.
+async fn below(queue: &Rc<Queue>, layers: &[Layer], spec: &DiskSpec, policy: &OpenPolicy) -> Result<Option<Layer>> {
+    let [.., last] = layers else { return Ok(None) };
+    if last.format != Format::Qcow2 {
+        return Ok(None);
+    }
+    let opening = Opening::header(queue, last.file.clone(), &last.path).await?;
+    let header = opening.parsed();
+    let Some(name) = &header.backing_name else { return Ok(None) };
+    let given = if layers.len() == 1 { spec.backing_format } else { None };
+    let format = match (given, header.backing_format()) {
+        (Some(format), _) => format,
+        (None, Some(name)) => backing_format(name, last)?,
+        (None, None) => {
+            let message = "its backing file's format is not recorded, and is not guessed; give backing-format=, or record it \
+                           with 'qemu-img rebase -u -F FORMAT -b BACKING IMAGE'";
+            return Err(Error::new(ErrorKind::Refused, message).at_path(&last.path));
+        }
+    };
+    let path = backing_path(name, last, policy)?;
+    if layers.len() >= DEPTH_MAX {
+        let message = format!("the backing chain is more than {DEPTH_MAX} images deep");
+        return Err(Error::new(ErrorKind::Refused, message).at_path(&last.path));
+    }
+    let file = open_file(policy, &path, false, spec).map_err(|e| {
+        let message = format!("cannot open the backing file of {}: {e}", last.path.display());
+        Error::new(e.kind(), message)
+    })?;
+    let identity = file.traits().identity;
+    if layers.iter().any(|layer| layer.file.traits().identity == identity) {
+        let message = format!("the backing chain loops: {} is in it twice", path.display());
+        return Err(Error::new(ErrorKind::Corrupt, message).at_path(&last.path));
+    }
+    Ok(Some(Layer { path, file, format }))
+}
+
+fn backing_format(name: &str, layer: &Layer) -> Result<Format> {
+    name.parse().map_err(|_| {
+        let message =
+            format!("its backing file's format is '{name}', which cowhand cannot read (qcow2 and raw it can)");
+        Error::new(ErrorKind::Unsupported, message).at_path(&layer.path)
+    })
+}
+
+/// Where a header's backing name leads: relative to the directory of the image's path as given, and only where it is allowed.
+fn backing_path(name: &[u8], layer: &Layer, policy: &OpenPolicy) -> Result<PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    let refuse = |message: String| Error::new(ErrorKind::Refused, message).at_path(&layer.path);
+    let shown = String::from_utf8_lossy(name).into_owned();
+    let plain = match name.strip_prefix(b"file:") {
+        Some(rest) => rest,
+        // As in QEMU, a colon before any slash makes it a protocol's name.
+        None if name.split(|&b| b == b'/').next().is_some_and(|first| first.contains(&b':')) => {
+            return Err(refuse(format!(
+                "its backing file '{shown}' is not a plain file, which is all that cowhand opens"
+            )));
+        }
+        None => name,
+    };
+    let dir = layer.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let path = dir.join(std::ffi::OsStr::from_bytes(plain));
+    let canonical = policy.storage.canonical(&path).map_err(|e| {
+        Error::io(format!("cannot open its backing file '{shown}' ({})", path.display()), e).at_path(&layer.path)
+    })?;
+    let allowed = if policy.allow_dirs.is_empty() { vec![dir.to_path_buf()] } else { policy.allow_dirs.clone() };
+    let inside = |dir: &PathBuf| policy.storage.canonical(dir).is_ok_and(|dir| canonical.starts_with(dir));
+    if allowed.iter().any(inside) {
+        return Ok(path);
+    }
+    let message = format!(
+        "its backing file {} lies outside the allowed directories; allow it with --allow-dir {}",
+        canonical.display(),
+        canonical.parent().unwrap_or(Path::new("/")).display()
+    );
+    Err(refuse(message))
+}
+
+fn open_file(policy: &OpenPolicy, path: &Path, write: bool, spec: &DiskSpec) -> Result<File> {
+    let mode = OpenMode { write, direct: spec.cache == Cache::None };
+    let file = policy.storage.open(path, mode).map_err(|e| open_error(path, write, e))?;
+    if spec.lock {
+        let masks = if write { LockMasks::WRITE } else { LockMasks::READ };
+        file.lock(masks).map_err(|e| lock_error(path, write, e))?;
+    }
+    Ok(file)
+}
+
+fn open_error(path: &Path, write: bool, error: std::io::Error) -> Error {
+    let what = match error.raw_os_error() {
+        Some(libc::EISDIR) => return Error::new(ErrorKind::Invalid, "is a directory, not an image").at_path(path),
+        Some(libc::EACCES | libc::EPERM | libc::EROFS) if write => {
+            "cannot open for writing (readonly=on needs only reading)"
+        }
+        Some(libc::EINVAL) => "cannot open; its file system may not know direct I/O (cache=none)",
+        _ => "cannot open",
+    };
+    Error::io(what, error).at_path(path)
+}
+
+fn lock_error(path: &Path, write: bool, error: LockError) -> Error {
+    match error {
+        LockError::Held(permission) => {
+            let mode = if write { "writing" } else { "reading" };
+            let message = format!(
+                "cannot lock for {mode}: another process uses the image (conflict on '{permission}'); stop it, or use \
+                 readonly=on or ephemeral=on if it only reads too"
+            );
+            Error::new(ErrorKind::Locked, message).at_path(path)
+        }
+        LockError::Io(e) => Error::io("cannot lock (lock=off does without)", e).at_path(path),
+    }
+}
+
+/// A qcow2 image given as raw would be overwritten by the guest.
+async fn refuse_qcow2(queue: &Rc<Queue>, layer: &Layer) -> Result<()> {
+    let read = queue.read_buffer(&layer.file, 0, 512).await;
+    let first = read.map_err(|e| Error::io("cannot read", e).at_path(&layer.path))?;
+    if Header::probe(&first) {
+        let message =
+            "given as raw, but it is a qcow2 image; say format=qcow2 (or force-raw=on, to serve its very bytes)";
+        return Err(Error::new(ErrorKind::Invalid, message).at_path(&layer.path));
+    }
+    Ok(())
+}

@@ -1,0 +1,393 @@
+//! A disk: a chain of images, served by queues.
+//!
+//! Locks: the disk itself has none on the way of a request; see [`crate::qcow2`].
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+
+use crate::chain::{self, OpenPolicy};
+use crate::error::{Error, ErrorKind, Result};
+use crate::grace::{Grace, Ticket};
+use crate::io::{Driver, Op, Storage, is_aligned, is_zero, segs_len};
+use crate::node::Node;
+use crate::queue::{Outcome, Queue};
+use crate::request::{Event, Limits, Request, RequestQueue, Wait};
+use crate::spec::{DetectZeroes, DiskSpec, Format};
+use crate::sync::{Arc, AtomicBool, AtomicUsize, Ordering};
+
+/// The most bytes that one request may discard or zero.
+const DISCARD_MAX: u64 = 1 << 30;
+
+/// One layer of a disk, as it is shown to people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerInfo {
+    /// The file.
+    pub path: std::path::PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// Its virtual size in bytes.
+    pub size: u64,
+}
+
+/// An open disk, shared by its queues.
+pub struct Disk {
+    spec: DiskSpec,
+    storage: Arc<dyn Storage>,
+    node: Arc<Node>,
+    queues: AtomicUsize,
+    closed: AtomicBool,
+}
+
+impl Disk {
+    /// Opens a disk: every layer is validated and locked before anything is written.
+    ///
+    /// # Errors
+    /// One line that says which file is wrong, how, and what to do.
+    pub fn open(spec: &DiskSpec, policy: &OpenPolicy) -> Result<Arc<Self>> {
+        let queue = Queue::new(blocking_driver(&policy.storage)?);
+        block_on(&queue, {
+            let (queue, spec, policy) = (queue.clone(), spec.clone(), policy.clone());
+            async move { Self::open_on(&queue, &spec, &policy).await }
+        })
+    }
+
+    /// Opens a disk with the operations of `queue`.
+    pub(crate) async fn open_on(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy) -> Result<Arc<Self>> {
+        let node = chain::open(queue, spec, policy).await?;
+        let size = node.size();
+        if size % u64::from(spec.block_size) != 0 {
+            let message = format!("its size, {size} bytes, is not a multiple of block-size={}", spec.block_size);
+            return Err(Error::new(ErrorKind::Invalid, message).at_path(&spec.path));
+        }
+        Ok(Arc::new(Self {
+            spec: spec.clone(),
+            storage: policy.storage.clone(),
+            node,
+            queues: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+        }))
+    }
+
+    /// The virtual size in bytes, a multiple of 512.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.node.size()
+    }
+
+    /// Whether the guest may only read.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.spec.readonly
+    }
+
+    /// How the disk was described.
+    #[must_use]
+    pub fn spec(&self) -> &DiskSpec {
+        &self.spec
+    }
+
+    /// What the guest is told of the geometry.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        let block_size = self.spec.block_size;
+        Limits {
+            block_size,
+            physical_block_size: block_size.max(self.node.file().traits().align).max(4096),
+            discard_granularity: self.node.granularity().max(block_size),
+            max_discard: DISCARD_MAX,
+        }
+    }
+
+    /// The layers, the topmost first.
+    #[must_use]
+    pub fn layers(&self) -> Vec<LayerInfo> {
+        let layers = std::iter::successors(Some(&self.node), |node| node.backing());
+        let info = |node: &Arc<Node>| LayerInfo { path: node.path().into(), format: node.format(), size: node.size() };
+        layers.map(info).collect()
+    }
+
+    /// A queue of requests, to be used by the calling thread alone.
+    ///
+    /// # Errors
+    /// When the host has no room for one.
+    pub fn queue(self: &Arc<Self>) -> Result<DiskQueue> {
+        let driver = self.storage.driver();
+        Ok(self.queue_on(driver.map_err(|e| Error::io("cannot set up an I/O queue", e).at_path(&self.spec.path))?))
+    }
+
+    pub(crate) fn queue_on(self: &Arc<Self>, driver: Box<dyn Driver>) -> DiskQueue {
+        DiskQueue {
+            disk: self.clone(),
+            queue: Queue::new(driver),
+            number: self.queues.fetch_add(1, Ordering::Relaxed),
+            direct: Vec::new(),
+            free: Vec::new(),
+            finished: Rc::default(),
+            outcomes: Vec::new(),
+            in_flight: Rc::default(),
+        }
+    }
+
+    /// Writes everything that is not written yet, flushes, and gives the locks back. All queues must have been dropped.
+    ///
+    /// # Errors
+    /// When something could not be written: then the image may lack what was not flushed before, but is consistent.
+    pub fn close(&self) -> Result<()> {
+        let queue = Queue::new(blocking_driver(&self.storage)?);
+        let node = self.node.clone();
+        let task = {
+            let queue = queue.clone();
+            async move { node.finish(&queue).await }
+        };
+        let result = block_on(&queue, task);
+        self.closed.store(true, Ordering::SeqCst);
+        let layers = std::iter::successors(Some(&self.node), |node| node.backing());
+        layers.for_each(|node| node.file().unlock());
+        result
+    }
+
+    async fn serve(&self, queue: &Rc<Queue>, request: &Request) -> Result<()> {
+        let node = &self.node;
+        match request {
+            Request::Read { offset, data } => node.read(queue, *offset, data).await,
+            Request::Write { offset, data } => {
+                if self.spec.detect_zeroes != DetectZeroes::Off && is_zero(data) {
+                    let unmap = self.spec.detect_zeroes == DetectZeroes::Unmap;
+                    return node.write_zeroes(queue, *offset, segs_len(data), unmap).await;
+                }
+                node.write(queue, *offset, data).await
+            }
+            Request::Flush => node.flush(queue).await,
+            // A discard is a hint: to ignore it is right.
+            Request::Discard { .. } if !self.spec.discard => Ok(()),
+            Request::Discard { offset, len } => node.discard(queue, *offset, *len).await,
+            Request::WriteZeroes { offset, len, unmap } => {
+                node.write_zeroes(queue, *offset, *len, *unmap && self.spec.discard).await
+            }
+        }
+    }
+
+    fn check(&self, request: &Request) -> Result<()> {
+        let (offset, len, writes) = match request {
+            Request::Read { offset, data } => (*offset, segs_len(data), false),
+            Request::Write { offset, data } => (*offset, segs_len(data), true),
+            Request::Flush => return Ok(()),
+            Request::Discard { offset, len } | Request::WriteZeroes { offset, len, .. } => (*offset, *len, true),
+        };
+        if writes && self.spec.readonly {
+            return Err(Error::new(ErrorKind::ReadOnly, "the disk is read-only").at_path(&self.spec.path));
+        }
+        if (offset | len) % 512 != 0 || len == 0 || offset.checked_add(len).is_none_or(|end| end > self.size()) {
+            let message =
+                format!("a request for {len} bytes at {offset} does not fit the disk of {} bytes", self.size());
+            return Err(Error::new(ErrorKind::Invalid, message).at_path(&self.spec.path));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if !self.closed.load(Ordering::SeqCst)
+            && let Err(e) = self.close()
+        {
+            tracing::error!("cannot close a disk: {e}");
+        }
+    }
+}
+
+fn blocking_driver(storage: &Arc<dyn Storage>) -> Result<Box<dyn Driver>> {
+    storage.blocking_driver().map_err(|e| Error::io("cannot set up an I/O queue", e))
+}
+
+/// Runs a future to its end on the calling thread.
+pub(crate) fn block_on<T: 'static>(queue: &Rc<Queue>, future: impl Future<Output = Result<T>> + 'static) -> Result<T> {
+    let slot: Rc<RefCell<Option<Result<T>>>> = Rc::default();
+    let result = slot.clone();
+    queue.spawn(async move {
+        let ended = future.await;
+        *result.borrow_mut() = Some(ended);
+    });
+    let mut outcomes = Vec::new();
+    while queue.live_tasks() > 0 {
+        if let Err(e) = queue.turn(true, &mut outcomes) {
+            queue.abandon_tasks();
+            return Err(Error::io("the I/O queue failed", e));
+        }
+    }
+    let ended = slot.borrow_mut().take();
+    ended.unwrap_or_else(|| Err(Error::new(ErrorKind::Io, "a task ended without a result")))
+}
+
+/// A direct operation in flight.
+struct Direct {
+    tag: u64,
+    ticket: Option<Ticket>,
+    write: bool,
+    offset: u64,
+}
+
+/// A queue of requests to one [`Disk`], owned by the thread that serves it.
+pub struct DiskQueue {
+    disk: Arc<Disk>,
+    queue: Rc<Queue>,
+    number: usize,
+    direct: Vec<Option<Direct>>,
+    free: Vec<usize>,
+    finished: Rc<RefCell<Vec<Event>>>,
+    outcomes: Vec<Outcome>,
+    in_flight: Rc<Cell<usize>>,
+}
+
+/// Leaves the grace period when the request is over, however it ends.
+struct Entered {
+    grace: Option<Arc<Grace>>,
+    ticket: Option<Ticket>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        if let (Some(grace), Some(ticket)) = (&self.grace, self.ticket.take()) {
+            grace.leave(ticket);
+        }
+    }
+}
+
+impl DiskQueue {
+    fn enter(&self) -> Option<Ticket> {
+        self.disk.node.grace().map(|grace| grace.enter(self.number))
+    }
+
+    fn leave(&self, ticket: Option<Ticket>) {
+        if let (Some(grace), Some(ticket)) = (self.disk.node.grace(), ticket) {
+            grace.leave(ticket);
+        }
+    }
+
+    /// Sends a read or write that one operation in place can serve. Otherwise gives the request back.
+    fn try_direct(&mut self, tag: u64, request: Request) -> std::result::Result<(), Request> {
+        let (offset, data, write) = match request {
+            Request::Read { offset, data } => (offset, data, false),
+            Request::Write { offset, data } if self.disk.spec.detect_zeroes == DetectZeroes::Off => {
+                (offset, data, true)
+            }
+            other => return Err(other),
+        };
+        let again = |data| if write { Request::Write { offset, data } } else { Request::Read { offset, data } };
+        // Before the lookup: what is found then cannot be used for anything else until we leave.
+        let ticket = self.enter();
+        let node = &self.disk.node;
+        let align = node.file().traits().align;
+        let place = node.mapped(offset, segs_len(&data), write);
+        let Some(place) = place.filter(|&p| is_aligned(align, p, &data) && !(write && align > 512)) else {
+            self.leave(ticket);
+            return Err(again(data));
+        };
+        let direct = Direct { tag, ticket, write, offset: place };
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.direct[slot] = Some(direct);
+                slot
+            }
+            None => {
+                self.direct.push(Some(direct));
+                self.direct.len() - 1
+            }
+        };
+        let op = if write { Op::Write { offset: place, data } } else { Op::Read { offset: place, data } };
+        self.queue.direct(slot as u64, node.file(), op);
+        Ok(())
+    }
+
+    fn spawn(&self, tag: u64, request: Request) {
+        let grace = self.disk.node.grace().cloned();
+        // A flush uses no place of guest data, and waits for those who do.
+        let ticket = if matches!(request, Request::Flush) { None } else { self.enter() };
+        let entered = Entered { grace, ticket };
+        let (disk, queue) = (self.disk.clone(), self.queue.clone());
+        let (finished, in_flight) = (self.finished.clone(), self.in_flight.clone());
+        self.queue.spawn(async move {
+            let result = disk.serve(&queue, &request).await;
+            drop(entered);
+            in_flight.set(in_flight.get() - 1);
+            let data = match request {
+                Request::Read { data, .. } | Request::Write { data, .. } => data,
+                _ => Vec::new(),
+            };
+            finished.borrow_mut().push(Event::Done { tag, result, data });
+        });
+    }
+
+    fn take_outcome(&mut self, outcome: Outcome) -> Option<Event> {
+        match outcome {
+            Outcome::Watch { tag } => Some(Event::Ready { tag }),
+            Outcome::Direct { tag: slot, result, data } => {
+                let direct = self.direct.get_mut(slot as usize)?.take()?;
+                self.free.push(slot as usize);
+                self.leave(direct.ticket);
+                self.in_flight.set(self.in_flight.get() - 1);
+                let what = if direct.write { "cannot write" } else { "cannot read" };
+                let path = self.disk.node.path();
+                let result = result.map_err(|e| Error::io(what, e).at_path(path).at_offset(direct.offset));
+                Some(Event::Done { tag: direct.tag, result, data })
+            }
+        }
+    }
+}
+
+impl RequestQueue for DiskQueue {
+    fn submit(&mut self, tag: u64, request: Request) {
+        self.in_flight.set(self.in_flight.get() + 1);
+        if let Err(error) = self.disk.check(&request) {
+            self.in_flight.set(self.in_flight.get() - 1);
+            let data = match request {
+                Request::Read { data, .. } | Request::Write { data, .. } => data,
+                _ => Vec::new(),
+            };
+            self.finished.borrow_mut().push(Event::Done { tag, result: Err(error), data });
+            return;
+        }
+        if let Err(request) = self.try_direct(tag, request) {
+            self.spawn(tag, request);
+        }
+    }
+
+    fn watch(&mut self, fd: RawFd, tag: u64) -> io::Result<()> {
+        self.queue.watch(fd, tag)
+    }
+
+    fn wait(&mut self, mode: Wait, events: &mut Vec<Event>) -> io::Result<()> {
+        let before = events.len();
+        loop {
+            events.append(&mut self.finished.borrow_mut());
+            let block = mode == Wait::Block && events.len() == before;
+            let mut outcomes = std::mem::take(&mut self.outcomes);
+            let turned = self.queue.turn(block, &mut outcomes);
+            for outcome in outcomes.drain(..) {
+                events.extend(self.take_outcome(outcome));
+            }
+            self.outcomes = outcomes;
+            turned?;
+            events.append(&mut self.finished.borrow_mut());
+            if mode == Wait::Poll || events.len() > before {
+                return Ok(());
+            }
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight.get()
+    }
+}
+
+impl Drop for DiskQueue {
+    fn drop(&mut self) {
+        self.queue.abandon_tasks();
+        // Direct operations end with the driver, which waits for them; their tickets are given back here.
+        let tickets: Vec<_> = self.direct.drain(..).flatten().map(|d| d.ticket).collect();
+        tickets.into_iter().for_each(|ticket| self.leave(ticket));
+    }
+}

@@ -1,0 +1,225 @@
+//! The seam on a Linux host: files, directories and image locks; its I/O queues are [`uring`] and [`threads`].
+
+mod inline;
+mod lock;
+mod threads;
+mod uring;
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{FileType, OFlags};
+
+use super::{Driver, File, FileOps, FileTraits, LockError, LockMasks, Notify, OpenMode, Storage};
+
+/// Which I/O queue [`Host::driver`] makes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// io_uring; where the host refuses it, threads.
+    #[default]
+    Auto,
+    /// A pool of threads.
+    Threads,
+}
+
+/// The host.
+#[derive(Debug, Default)]
+pub struct Host {
+    engine: Engine,
+}
+
+impl Host {
+    /// The host, with the given sort of I/O queue.
+    #[must_use]
+    pub const fn new(engine: Engine) -> Self {
+        Self { engine }
+    }
+}
+
+/// Whether this host lets us use io_uring.
+///
+/// # Errors
+/// The system's reason why not.
+pub fn probe_io_uring() -> io::Result<()> {
+    uring::Uring::new().map(drop)
+}
+
+struct HostFile {
+    fd: OwnedFd,
+    traits: FileTraits,
+}
+
+impl HostFile {
+    fn from_fd(fd: OwnedFd, direct: bool) -> io::Result<Self> {
+        let stat = rustix::fs::fstat(&fd)?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::Directory {
+            return Err(io::Error::from_raw_os_error(libc::EISDIR));
+        }
+        let block_device = kind == FileType::BlockDevice;
+        let align = if direct { direct_alignment(&fd) } else { 1 };
+        Ok(Self { fd, traits: FileTraits { identity: (stat.st_dev, stat.st_ino), block_device, align } })
+    }
+}
+
+/// What direct I/O on this file must be aligned to: what the kernel says, or a page where it does not say.
+fn direct_alignment(fd: &OwnedFd) -> u32 {
+    let statx = rustix::fs::statx(fd, "", rustix::fs::AtFlags::EMPTY_PATH, rustix::fs::StatxFlags::DIOALIGN);
+    match statx {
+        Ok(s) if s.stx_dio_offset_align.is_power_of_two() && s.stx_dio_mem_align <= super::Buffer::ALIGN as u32 => {
+            s.stx_dio_offset_align.max(s.stx_dio_mem_align).max(512)
+        }
+        _ => super::Buffer::ALIGN as u32,
+    }
+}
+
+impl FileOps for HostFile {
+    fn id(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    fn traits(&self) -> FileTraits {
+        self.traits
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        // Seeking gives a block device's size too; nothing here uses the file position.
+        Ok(rustix::fs::seek(&self.fd, rustix::fs::SeekFrom::End(0))?)
+    }
+
+    fn lock(&self, masks: LockMasks) -> Result<(), LockError> {
+        lock::lock(self.fd.as_fd(), masks)
+    }
+
+    fn unlock(&self) {
+        lock::unlock(self.fd.as_fd());
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
+}
+
+impl Storage for Host {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<File> {
+        let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY;
+        if mode.direct {
+            flags |= OFlags::DIRECT;
+        }
+        // A FIFO would block the open for ever: look first. (Swapping it in between only blocks whoever swaps.)
+        let kind = std::fs::metadata(path)?.file_type();
+        if kind.is_fifo() || kind.is_socket() || kind.is_char_device() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file or block device"));
+        }
+        let file =
+            OpenOptions::new().read(true).write(mode.write).custom_flags(flags.bits().cast_signed()).open(path)?;
+        Ok(File::new(HostFile::from_fd(file.into(), mode.direct)?))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<File> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(path)?;
+        Ok(File::new(HostFile::from_fd(file.into(), false)?))
+    }
+
+    fn create_unnamed(&self, dir: &Path) -> io::Result<File> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        let fd = match rustix::fs::open(dir, flags, mode) {
+            Ok(fd) => fd,
+            // Not every file system has O_TMPFILE (NFS and FUSE lack it): a name, gone at once, does the same.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR) => {
+                let mut random = [0u8; 8];
+                self.entropy(&mut random)?;
+                let path = dir.join(format!(".cowhand-{:016x}", u64::from_ne_bytes(random)));
+                let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+                std::fs::remove_file(&path)?;
+                file.into()
+            }
+            Err(e) => return Err(e.into()),
+        };
+        Ok(File::new(HostFile::from_fd(fd, false)?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        std::fs::File::open(if dir.as_os_str().is_empty() { parent(dir) } else { dir })?.sync_all()
+    }
+
+    fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
+        std::fs::canonicalize(path)
+    }
+
+    fn driver(&self) -> io::Result<Box<dyn Driver>> {
+        if self.engine == Engine::Auto {
+            match uring::Uring::new() {
+                Ok(ring) => return Ok(Box::new(ring)),
+                Err(e) => tracing::info!("io_uring is refused here ({e}); using threads"),
+            }
+        }
+        Ok(Box::new(threads::Threads::new()?))
+    }
+
+    fn blocking_driver(&self) -> io::Result<Box<dyn Driver>> {
+        Ok(Box::new(inline::Inline::new()?))
+    }
+
+    fn entropy(&self, bytes: &mut [u8]) -> io::Result<()> {
+        let mut filled = 0;
+        while filled < bytes.len() {
+            filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> Duration {
+        let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        Duration::new(t.tv_sec.unsigned_abs(), u32::try_from(t.tv_nsec).unwrap_or(0))
+    }
+}
+
+/// The eventfd by which other threads wake a queue's thread.
+struct Wake(OwnedFd);
+
+impl Wake {
+    fn new() -> io::Result<Arc<Self>> {
+        let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
+        Ok(Arc::new(Self(rustix::event::eventfd(0, flags)?)))
+    }
+}
+
+impl Notify for Wake {
+    fn notify(&self) {
+        // A full counter (EAGAIN) is a wake-up that is already pending.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+}
+
+/// Blocks until `wake` has been signalled.
+fn sleep_until_signalled(wake: &Wake) {
+    let mut fd = libc::pollfd { fd: wake.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one entry, ours, across the call. An interrupted sleep only makes the caller look again.
+    unsafe { libc::poll(&raw mut fd, 1, -1) };
+    drain_eventfd(wake.0.as_raw_fd());
+}
+
+/// Reads an eventfd's counter, so that it is quiet until the next signal. Whether it had been signalled.
+fn drain_eventfd(fd: RawFd) -> bool {
+    let mut counter = [0u8; 8];
+    // SAFETY: the eight bytes are ours and live across the call; a descriptor that is not open gives an error.
+    unsafe { libc::read(fd, counter.as_mut_ptr().cast(), counter.len()) == 8 }
+}

@@ -1,0 +1,177 @@
+//! One simulated file: what it holds, what of that is durable, and what a power cut leaves of the rest.
+
+use std::io;
+
+use super::Rng;
+use crate::io::{Buffer, Op, segs_len};
+
+/// The unit in which a write can be torn.
+const SECTOR: usize = 512;
+
+/// A change that is not durable yet.
+struct Change {
+    offset: usize,
+    /// The bytes written (zeros for a punch); empty for a change of length.
+    bytes: Vec<u8>,
+    /// The length of the file after the change, if the change moved it.
+    length: Option<usize>,
+    /// Whether the change was still in flight at the end.
+    in_flight: bool,
+    /// Whether a failed flush dropped it: no later flush makes it durable, though the page cache still shows it.
+    dropped: bool,
+}
+
+/// A file's content, now and on the medium.
+pub(super) struct SimDisk {
+    current: Vec<u8>,
+    durable: Vec<u8>,
+    log: Vec<Change>,
+    /// How many changes were made durable and dropped from the log.
+    dropped: u64,
+}
+
+/// No simulated file grows past this: a larger offset is an engine's mistake, and gets an error as from a full disk.
+const MAX_LEN: u64 = 1 << 30;
+
+impl SimDisk {
+    pub(super) fn new(content: Vec<u8>) -> Self {
+        Self { durable: content.clone(), current: content, log: Vec::new(), dropped: 0 }
+    }
+
+    pub(super) fn content(&self) -> &[u8] {
+        &self.current
+    }
+
+    /// The number of changes made so far.
+    pub(super) fn changes(&self) -> u64 {
+        self.dropped + self.log.len() as u64
+    }
+
+    /// Carries the operation out; a flush covers the first `covers` changes.
+    pub(super) fn carry_out(&mut self, op: &Op, covers: u64) -> io::Result<usize> {
+        match op {
+            Op::Read { offset, data } => {
+                let start = (*offset).min(self.current.len() as u64) as usize;
+                let n = (self.current.len() - start).min(segs_len(data) as usize);
+                Buffer::from_bytes(&self.current[start..start + n]).scatter(0, data);
+                Ok(n)
+            }
+            Op::Write { offset, data } => {
+                let n = segs_len(data) as usize;
+                let mut bytes = Buffer::zeroed(n);
+                bytes.gather(0, data);
+                self.change(*offset, bytes.to_vec(), true)?;
+                Ok(n)
+            }
+            Op::WriteZeroes { offset, len } => self.change(*offset, zeros(*len)?, true),
+            Op::Punch { offset, len } => {
+                let end = (self.current.len() as u64).min(offset.saturating_add(*len));
+                self.change((*offset).min(end), zeros(end.saturating_sub(*offset))?, false)
+            }
+            Op::Allocate { offset, len } => {
+                let end = offset.saturating_add(*len);
+                if end > self.current.len() as u64 { self.set_length(end) } else { Ok(0) }
+            }
+            Op::SetLength { len } => self.set_length(*len),
+            Op::Flush { .. } => {
+                self.make_durable(covers);
+                Ok(0)
+            }
+        }
+    }
+
+    fn set_length(&mut self, len: u64) -> io::Result<usize> {
+        if len > MAX_LEN {
+            return Err(io::Error::from_raw_os_error(libc::EFBIG));
+        }
+        let change =
+            Change { offset: 0, bytes: Vec::new(), length: Some(len as usize), in_flight: false, dropped: false };
+        apply(&mut self.current, &change, |_| true);
+        self.log.push(change);
+        Ok(0)
+    }
+
+    fn change(&mut self, offset: u64, bytes: Vec<u8>, extend: bool) -> io::Result<usize> {
+        let end = offset.saturating_add(bytes.len() as u64);
+        if end > MAX_LEN {
+            return Err(io::Error::from_raw_os_error(libc::EFBIG));
+        }
+        let length = (extend && end > self.current.len() as u64).then_some(end as usize);
+        let change = Change { offset: offset as usize, bytes, length, in_flight: false, dropped: false };
+        apply(&mut self.current, &change, |_| true);
+        self.log.push(change);
+        Ok(0)
+    }
+
+    fn make_durable(&mut self, covers: u64) {
+        let n = covers.saturating_sub(self.dropped).min(self.log.len() as u64) as usize;
+        for change in self.log.drain(..n) {
+            apply(&mut self.durable, &change, |_| !change.dropped);
+        }
+        self.dropped += n as u64;
+    }
+
+    /// A flush fails: the kernel marks the pages clean all the same, so what was to be made durable may be lost for good.
+    pub(super) fn fail_flush(&mut self, rng: &mut Rng) {
+        for change in &mut self.log {
+            change.dropped |= rng.one_in(2);
+        }
+    }
+
+    /// The last change was still in flight when the end came.
+    pub(super) fn may_tear(&mut self) {
+        if let Some(change) = self.log.last_mut() {
+            change.in_flight = true;
+        }
+    }
+
+    /// The process died: what was in flight is there in part, and all else stays in the kernel's cache.
+    pub(super) fn tear_last(&mut self, rng: &mut Rng) {
+        let mut content = self.durable.clone();
+        for change in &mut self.log {
+            let torn = std::mem::take(&mut change.in_flight);
+            apply(&mut content, change, |_| !torn || rng.one_in(2));
+        }
+        self.current = content;
+    }
+
+    /// The power failed: each change is kept, lost, or torn.
+    pub(super) fn cut_power(&mut self, rng: &mut Rng) {
+        for change in std::mem::take(&mut self.log) {
+            match rng.below(3) {
+                _ if change.dropped => {}
+                0 => {}
+                1 => apply(&mut self.durable, &change, |_| true),
+                _ => apply(&mut self.durable, &change, |_| rng.one_in(2)),
+            }
+            self.dropped += 1;
+        }
+        self.current.clone_from(&self.durable);
+    }
+}
+
+fn zeros(len: u64) -> io::Result<Vec<u8>> {
+    if len > MAX_LEN { Err(io::Error::from_raw_os_error(libc::EFBIG)) } else { Ok(vec![0; len as usize]) }
+}
+
+/// Applies the sectors of `change` that `keep` says yes to (asked once a sector, and once for the length).
+fn apply(content: &mut Vec<u8>, change: &Change, mut keep: impl FnMut(usize) -> bool) {
+    let is_data = !change.bytes.is_empty();
+    if let Some(length) = change.length
+        && (is_data || keep(0))
+        && (!is_data || length > content.len())
+    {
+        content.resize(length, 0);
+    }
+    let mut at = 0;
+    while at < change.bytes.len() {
+        let start = change.offset + at;
+        let end = ((start / SECTOR + 1) * SECTOR).min(change.offset + change.bytes.len());
+        let n = end - start;
+        if keep(start) && start < content.len() {
+            let n = n.min(content.len() - start);
+            content[start..start + n].copy_from_slice(&change.bytes[at..at + n]);
+        }
+        at += n;
+    }
+}

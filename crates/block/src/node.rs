@@ -1,0 +1,124 @@
+//! One layer of a disk: an image of some format. The place where a format is chosen.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use crate::error::Result;
+use crate::grace::Grace;
+use crate::io::{File, IoSeg};
+use crate::qcow2::Image;
+use crate::queue::Queue;
+use crate::raw::RawImage;
+use crate::spec::Format;
+use crate::sync::Arc;
+
+/// A layer.
+pub(crate) enum Node {
+    Raw(RawImage),
+    Qcow2(Box<Image>),
+}
+
+impl Node {
+    /// The virtual size in bytes, a multiple of 512.
+    pub(crate) fn size(&self) -> u64 {
+        match self {
+            Self::Raw(raw) => raw.size,
+            Self::Qcow2(image) => image.size(),
+        }
+    }
+
+    pub(crate) fn format(&self) -> Format {
+        match self {
+            Self::Raw(_) => Format::Raw,
+            Self::Qcow2(_) => Format::Qcow2,
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Raw(raw) => &raw.path,
+            Self::Qcow2(image) => image.path(),
+        }
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        match self {
+            Self::Raw(raw) => &raw.file,
+            Self::Qcow2(image) => image.file(),
+        }
+    }
+
+    pub(crate) fn backing(&self) -> Option<&Arc<Node>> {
+        match self {
+            Self::Raw(_) => None,
+            Self::Qcow2(image) => image.backing(),
+        }
+    }
+
+    /// The unit in which space is given back.
+    pub(crate) fn granularity(&self) -> u32 {
+        match self {
+            Self::Raw(_) => 4096,
+            Self::Qcow2(image) => image.cluster_size() as u32,
+        }
+    }
+
+    /// Who must have ended before freed space is used again.
+    pub(crate) fn grace(&self) -> Option<&Arc<Grace>> {
+        match self {
+            Self::Raw(_) => None,
+            Self::Qcow2(image) => Some(image.grace()),
+        }
+    }
+
+    /// Where in the [`file`](Self::file) the range lies, if one operation in place is all that the request needs.
+    pub(crate) fn mapped(&self, offset: u64, len: u64, write: bool) -> Option<u64> {
+        match self {
+            Self::Raw(raw) => raw.mapped(offset, write),
+            Self::Qcow2(image) => image.mapped(offset, len, write),
+        }
+    }
+
+    pub(crate) async fn read(&self, queue: &Rc<Queue>, offset: u64, data: &[IoSeg]) -> Result<()> {
+        match self {
+            Self::Raw(raw) => raw.read(queue, offset, data).await,
+            Self::Qcow2(image) => image.read(queue, offset, data).await,
+        }
+    }
+
+    pub(crate) async fn write(&self, queue: &Rc<Queue>, offset: u64, data: &[IoSeg]) -> Result<()> {
+        match self {
+            Self::Raw(raw) => raw.write(queue, offset, data).await,
+            Self::Qcow2(image) => image.write(queue, offset, data).await,
+        }
+    }
+
+    pub(crate) async fn flush(&self, queue: &Rc<Queue>) -> Result<()> {
+        match self {
+            Self::Raw(raw) => raw.flush(queue).await,
+            Self::Qcow2(image) => image.flush(queue).await,
+        }
+    }
+
+    pub(crate) async fn discard(&self, queue: &Rc<Queue>, offset: u64, len: u64) -> Result<()> {
+        match self {
+            Self::Raw(raw) => raw.discard(queue, offset, len).await,
+            Self::Qcow2(image) => image.discard(queue, offset, len).await,
+        }
+    }
+
+    pub(crate) async fn write_zeroes(&self, queue: &Rc<Queue>, offset: u64, len: u64, unmap: bool) -> Result<()> {
+        match self {
+            Self::Raw(raw) => raw.write_zeroes(queue, offset, len, unmap).await,
+            Self::Qcow2(image) => image.write_zeroes(queue, offset, len, unmap).await,
+        }
+    }
+
+    /// Writes everything, for the last time.
+    pub(crate) async fn finish(&self, queue: &Rc<Queue>) -> Result<()> {
+        match self {
+            Self::Raw(raw) => raw.flush(queue).await,
+            Self::Qcow2(image) => image.finish(queue).await,
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! QCOW2 images: where guest data lies, and how that changes.
+//!
+//! One concern a file: [`slices`] and [`mapping`] find where data lies; [`refcounts`] and [`space`] give host clusters out and take
+//! them back; [`commit`] writes metadata in the order that survives a power cut; [`read`], [`write`] and [`zero`] serve requests;
+//! [`compressed`] decodes clusters; [`open`] validates an image and [`create`] makes one.
+//!
+//! A mapped cluster is read and written in place without any lock. A change of the mapping goes: take the clusters' range lock,
+//! allocate, write the data, store the L2 entry in the cached slice, mark it dirty. Nothing of that reaches the file's metadata
+//! before the next commit.
+//!
+//! Lock order: cluster range locks ([`Image::ranges`]), then the table lock ([`Image::tables`]), then the commit lock
+//! ([`Image::commit_lock`]), all held across I/O by tasks; last, and never across I/O, the metadata lock ([`Image::meta`]).
+
+mod commit;
+mod compressed;
+pub(crate) mod create;
+mod mapping;
+pub(crate) mod open;
+mod read;
+mod refcounts;
+mod slices;
+mod space;
+mod write;
+mod zero;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::task::Waker;
+
+use cowhand_qcow2::{FormatError, Geometry, Header, HostOffset, L1Entry};
+
+use self::compressed::DecodedCache;
+use self::refcounts::Refcounts;
+use self::slices::{Slice, SliceCache};
+use crate::error::{Error, ErrorKind};
+use crate::grace::Grace;
+use crate::io::File;
+use crate::node::Node;
+use crate::sync::{Arc, AsyncMutex, AtomicBool, AtomicU64, Mutex, Ordering, RangeLocks};
+
+/// What the metadata lock guards.
+struct Meta {
+    /// Counts changes: what was dirty at one moment is told from what became so later.
+    clock: u64,
+    refcounts: Refcounts,
+    /// L1 entries that differ from the file, and when they changed last.
+    dirty_l1: BTreeMap<usize, u64>,
+    /// L2 tables that are not in the file yet, by L1 index.
+    new_tables: HashMap<usize, NewTable>,
+    /// Slices that differ from the file, and when they changed last.
+    dirty_slices: BTreeMap<Slice, u64>,
+    /// Slices being read, and who waits for them.
+    loading: HashMap<Slice, Vec<Waker>>,
+    /// References that the mapping in memory has dropped, but that in the file has not.
+    dropped: Vec<Range<u64>>,
+    /// References that the file's mapping has dropped too, waiting for the requests of their time to end.
+    retired: Vec<(u64, Vec<Range<u64>>)>,
+}
+
+/// An L2 table that is not in the file yet.
+#[derive(Clone, Copy, Debug)]
+struct NewTable {
+    /// The shared table of which it is a copy.
+    source: Option<HostOffset>,
+}
+
+impl Meta {
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// The host clusters in `host..host + bytes` lose a reference as soon as the mapping without it is durable.
+    fn drop_reference(&mut self, geometry: &Geometry, host: HostOffset, bytes: u64) {
+        let bits = geometry.cluster_bits;
+        let first = bits.index_of(host.get());
+        let last = bits.index_of(host.get().saturating_add(bytes.max(1) - 1));
+        self.dropped.push(first..last + 1);
+    }
+}
+
+/// The header, and its first sector as it is in the file.
+struct HeaderState {
+    header: Header,
+    sector: Vec<u8>,
+}
+
+/// An open QCOW2 image (one layer).
+pub(crate) struct Image {
+    file: File,
+    path: PathBuf,
+    geometry: Geometry,
+    /// The virtual size in bytes, a multiple of 512.
+    size: u64,
+    header: Mutex<HeaderState>,
+    backing: Option<Arc<Node>>,
+    writable: bool,
+    /// Flushes do nothing: the file is thrown away (`ephemeral`), or its owner said that he does not care (`cache=unsafe`).
+    no_flush: bool,
+    l1: Box<[AtomicU64]>,
+    slices: SliceCache,
+    slice_entries: usize,
+    decoded: DecodedCache,
+    meta: Mutex<Meta>,
+    ranges: RangeLocks,
+    /// Serialises making and copying L2 tables.
+    tables: AsyncMutex,
+    commit_lock: AsyncMutex,
+    /// Counts finished commits: of several flushes that wait, one commits for all.
+    commits: AtomicU64,
+    grace: Arc<Grace>,
+    /// A flush has failed: the kernel may have dropped what it should have written, so nothing is promised any more.
+    flush_failed: AtomicBool,
+}
+
+impl Image {
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn cluster_size(&self) -> u64 {
+        self.geometry.cluster_bits.size()
+    }
+
+    pub(crate) fn backing(&self) -> Option<&Arc<Node>> {
+        self.backing.as_ref()
+    }
+
+    pub(crate) fn grace(&self) -> &Arc<Grace> {
+        &self.grace
+    }
+
+    fn l1_entry(&self, index: usize) -> L1Entry {
+        self.l1.get(index).map_or(L1Entry::UNALLOCATED, |e| L1Entry::from_raw(e.load(Ordering::Acquire)))
+    }
+
+    /// The cluster range that a byte range touches.
+    fn clusters(&self, offset: u64, len: u64) -> Range<u64> {
+        let bits = self.geometry.cluster_bits;
+        bits.index_of(offset)..bits.index_of(offset + len - 1) + 1
+    }
+
+    fn format_error(&self, error: &FormatError) -> Error {
+        Error::new(ErrorKind::Corrupt, format!("the image is damaged: {error}; look at it with a check"))
+            .at_path(&self.path)
+    }
+
+    fn io_error(&self, what: &str, offset: u64, error: std::io::Error) -> Error {
+        Error::io(what, error).at_path(&self.path).at_offset(offset)
+    }
+}

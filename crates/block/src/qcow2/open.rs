@@ -1,0 +1,185 @@
+//! Opening an image: everything is validated before anything is written.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use cowhand_qcow2::{Autoclear, CryptMethod, Header, Incompatible, RefTableEntry};
+
+use super::compressed::DecodedCache;
+use super::mapping::be64;
+use super::refcounts::Refcounts;
+use super::slices::{SLICE_BYTES, SliceCache};
+use super::{HeaderState, Image, Meta};
+use crate::error::{Error, ErrorKind, Result};
+use crate::grace::Grace;
+use crate::io::File;
+use crate::node::Node;
+use crate::queue::Queue;
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex};
+
+/// Bytes of metadata kept in memory unless asked otherwise: L2 tables and refcounts of 1 TiB at 64 KiB clusters.
+const METADATA_CACHE: u64 = 160 << 20;
+
+/// How an image is to be opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ImageOptions {
+    pub(crate) writable: bool,
+    pub(crate) no_flush: bool,
+    pub(crate) metadata_cache: Option<u64>,
+}
+
+/// An image whose header has been read, not yet connected with its backing file.
+pub(crate) struct Opening<'a> {
+    file: File,
+    path: &'a Path,
+    header: Header,
+    sector: Vec<u8>,
+    file_len: u64,
+}
+
+impl<'a> Opening<'a> {
+    /// Reads and validates the header of `file`.
+    pub(crate) async fn header(queue: &Rc<Queue>, file: File, path: &'a Path) -> Result<Opening<'a>> {
+        let file_len = file.length().map_err(|e| Error::io("cannot tell the file's length", e).at_path(path))?;
+        let format_error = |e: cowhand_qcow2::FormatError| {
+            let kind = match e.class() {
+                cowhand_qcow2::ErrorClass::Unsupported => ErrorKind::Unsupported,
+                _ => ErrorKind::Corrupt,
+            };
+            Error::new(kind, e.to_string()).at_path(path)
+        };
+        let read = |len: usize| queue.read_buffer(&file, 0, len);
+        let first = read(512.min(file_len as usize)).await.map_err(|e| Error::io("cannot read", e).at_path(path))?;
+        if !Header::probe(&first) {
+            let message = "not a qcow2 image (it does not begin with QFI\\xfb); if it is a raw disk, say format=raw";
+            return Err(Error::new(ErrorKind::Invalid, message).at_path(path));
+        }
+        let needed = Header::needed_len(&first).map_err(format_error)?;
+        let needed = needed.min(usize::try_from(file_len).unwrap_or(usize::MAX));
+        let first_cluster = read(needed).await.map_err(|e| Error::io("cannot read the header", e).at_path(path))?;
+        let header = Header::parse(&first_cluster, file_len).map_err(format_error)?;
+        let mut sector = first_cluster[..needed.min(512)].to_vec();
+        sector.resize(512, 0);
+        Ok(Opening { file, path, header, sector, file_len })
+    }
+
+    pub(crate) fn parsed(&self) -> &Header {
+        &self.header
+    }
+
+    fn refuse(&self, kind: ErrorKind, message: &str) -> Error {
+        Error::new(kind, message).at_path(self.path)
+    }
+
+    /// What this engine must not serve to a guest, or not write to.
+    fn check_features(&self, writable: bool) -> Result<()> {
+        let header = &self.header;
+        let unsupported = |what: &str| Err(self.refuse(ErrorKind::Unsupported, what));
+        if header.crypt_method != CryptMethod::None {
+            return unsupported("the image is encrypted, which this version cannot serve; convert it with qemu-img");
+        }
+        if header.has_data_file() {
+            return unsupported(
+                "the image has an external data file, which this version cannot serve; convert it with qemu-img",
+            );
+        }
+        if header.is_extended_l2() {
+            return unsupported(
+                "the image has extended L2 entries, which this version cannot serve; convert it with qemu-img",
+            );
+        }
+        if writable && header.incompatible.contains(Incompatible::CORRUPT) {
+            let message =
+                "the image is marked corrupt; repair it ('qemu-img check -r all') or open it with readonly=on";
+            return Err(self.refuse(ErrorKind::Corrupt, message));
+        }
+        if writable && header.incompatible.contains(Incompatible::DIRTY) {
+            let message = "the image was not closed and its refcounts are stale; repair it ('qemu-img check -r all') or open \
+                           it with readonly=on";
+            return Err(self.refuse(ErrorKind::Corrupt, message));
+        }
+        Ok(())
+    }
+
+    /// Reads the tables and makes the image.
+    pub(crate) async fn finish(
+        self,
+        queue: &Rc<Queue>,
+        backing: Option<Arc<Node>>,
+        options: ImageOptions,
+    ) -> Result<Image> {
+        self.check_features(options.writable)?;
+        let header = &self.header;
+        let geometry = header.geometry();
+        let bits = geometry.cluster_bits;
+        let l1_len = usize::try_from(header.l1_entries_needed()).unwrap_or(usize::MAX);
+        let l1_bytes = self.table(queue, "L1 table", header.l1_table_offset.get(), l1_len * 8).await?;
+        let l1 = l1_bytes.chunks_exact(8).map(|b| AtomicU64::new(be64(b))).collect();
+
+        let slice_entries = (geometry.l2_entries()).min(SLICE_BYTES / 8) as usize;
+        let slices = (l1_len as u64 * geometry.l2_entries()).div_ceil(slice_entries as u64);
+        let budget = options.metadata_cache.unwrap_or(METADATA_CACHE);
+        let table_len = header.refcount_table_clusters as usize * bits.size() as usize;
+        // Only a writer looks at refcounts.
+        let table = if options.writable {
+            let offset = header.refcount_table_offset.get();
+            let bytes = self.table(queue, "refcount table", offset, table_len).await?;
+            bytes.chunks_exact(8).map(|b| RefTableEntry::from_raw(be64(b))).collect()
+        } else {
+            Vec::new()
+        };
+        let limit = self.file.traits().block_device.then_some(self.file_len);
+        let file_clusters = bits.clusters_for(self.file_len);
+        let mut refcounts =
+            Refcounts::new(geometry, header.refcount_table_offset, table, file_clusters, limit, budget / 5);
+        refcounts.reserve(cowhand_qcow2::HostOffset::new(0), 1);
+        refcounts.reserve(header.l1_table_offset, u64::from(header.l1_size) * 8);
+        refcounts.reserve(header.refcount_table_offset, table_len as u64);
+        let stale = header.autoclear.intersects(Autoclear::BITMAPS | header.autoclear.unknown());
+        let meta = Meta {
+            clock: 0,
+            refcounts,
+            dirty_l1: Default::default(),
+            new_tables: Default::default(),
+            dirty_slices: Default::default(),
+            loading: Default::default(),
+            dropped: Vec::new(),
+            retired: Vec::new(),
+        };
+        let image = Image {
+            size: header.size.next_multiple_of(512),
+            path: self.path.to_path_buf(),
+            file: self.file,
+            geometry,
+            header: Mutex::new(HeaderState { header: self.header, sector: self.sector }),
+            backing,
+            writable: options.writable,
+            no_flush: options.no_flush,
+            l1,
+            slices: SliceCache::new(slice_entries, slices, budget / 5 * 4),
+            slice_entries,
+            decoded: DecodedCache::default(),
+            meta: Mutex::new(meta),
+            ranges: Default::default(),
+            tables: Default::default(),
+            commit_lock: Default::default(),
+            commits: AtomicU64::new(0),
+            grace: Arc::new(Grace::default()),
+            flush_failed: AtomicBool::new(false),
+        };
+        if options.writable && stale {
+            // What we do not keep up to date must not look valid to the next one who knows it. (Sharp edge 3.)
+            image.update_header(queue, |header| header.autoclear = Autoclear::empty()).await?;
+        }
+        Ok(image)
+    }
+
+    async fn table(&self, queue: &Rc<Queue>, what: &str, offset: u64, len: usize) -> Result<crate::io::Buffer> {
+        if offset.checked_add(len as u64).is_none_or(|end| end > self.file_len) {
+            let message = format!("the image is truncated: its {what} ends past the end of the file");
+            return Err(self.refuse(ErrorKind::Corrupt, &message).at_offset(offset));
+        }
+        let read = queue.read_buffer(&self.file, offset, len).await;
+        read.map_err(|e| Error::io(format!("cannot read the {what}"), e).at_path(self.path).at_offset(offset))
+    }
+}

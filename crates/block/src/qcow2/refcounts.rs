@@ -1,0 +1,418 @@
+//! Refcounts in memory, and the allocator on them.
+//!
+//! It works on the blocks that are there and says which one it [needs](Need) otherwise; it does no I/O and knows no locks (the
+//! image's metadata lock holds it). What it changed is collected, in disk order, by the commit ([`super::commit`]).
+//!
+//! A cluster whose count falls to zero is *quarantined*: it is given out again only once [`release`](Refcounts::release) says that
+//! its punch is done. (Sharp edge 31.)
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
+
+use cowhand_qcow2::{FormatError, Geometry, HostOffset, RefTableEntry, refcount};
+
+/// Why an allocation or a count cannot be done yet.
+#[derive(Debug)]
+pub(super) enum Need {
+    /// This refcount block has to be loaded from here.
+    Block(u64, HostOffset),
+    /// The refcount table has to grow to have an entry of this index.
+    Table(u64),
+    /// The file would have to grow, and cannot.
+    Space,
+    /// The reference that is to be taken off this cluster is not counted.
+    Underflow(u64),
+    /// The image breaks a rule.
+    Format(FormatError),
+}
+
+impl From<FormatError> for Need {
+    fn from(error: FormatError) -> Self {
+        Self::Format(error)
+    }
+}
+
+struct Block {
+    bytes: Box<[u8]>,
+    /// The bytes changed since they were last written, and when last.
+    dirty: Option<(Range<usize>, u64)>,
+    /// A clock for eviction.
+    used: u64,
+}
+
+/// Clusters given out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Extent {
+    /// The first one.
+    pub(super) host: HostOffset,
+    /// How many.
+    pub(super) clusters: u64,
+    /// Whether the host file holds nothing but zeros there.
+    pub(super) zeroed: bool,
+}
+
+/// What the commit writes of the refcounts.
+#[derive(Debug, Default)]
+pub(super) struct RefcountWrites {
+    /// Bytes of refcount blocks, by place in the file; with the block's index and the moment of the change.
+    pub(super) blocks: Vec<(HostOffset, Vec<u8>, u64, u64)>,
+    /// Refcount table entries that name new blocks.
+    pub(super) table: BTreeMap<u64, HostOffset>,
+}
+
+/// The refcounts.
+pub(super) struct Refcounts {
+    geometry: Geometry,
+    table_offset: HostOffset,
+    table: Vec<RefTableEntry>,
+    blocks: HashMap<u64, Block>,
+    /// Blocks that the table on disk does not name yet.
+    unnamed: BTreeSet<u64>,
+    quarantine: HashSet<u64>,
+    /// No cluster below is free.
+    hint: u64,
+    /// Every cluster from here on is zero in the file: past its end, and never given out.
+    fresh: u64,
+    /// Clusters that are never given out whatever their count says: header, L1 table.
+    reserved: Vec<Range<u64>>,
+    /// The places of refcount blocks, never given out either.
+    block_places: HashSet<u64>,
+    /// The file cannot grow past this many clusters.
+    limit: u64,
+    max_blocks: usize,
+    clock: u64,
+}
+
+/// The first cluster index that no entry can name.
+const CLUSTER_END: u64 = 1 << 56;
+
+impl Refcounts {
+    /// Refcounts described by `table` (at `table_offset`), of a file that ends at cluster `file_clusters` and (a block device)
+    /// cannot grow past `limit` bytes. About `budget` bytes of blocks are held.
+    pub(super) fn new(
+        geometry: Geometry,
+        table_offset: HostOffset,
+        table: Vec<RefTableEntry>,
+        file_clusters: u64,
+        limit: Option<u64>,
+        budget: u64,
+    ) -> Self {
+        let bits = geometry.cluster_bits;
+        let block_places = table.iter().filter(|e| e.raw() != 0).map(|e| bits.index_of(e.raw())).collect();
+        Self {
+            geometry,
+            table_offset,
+            table,
+            blocks: HashMap::new(),
+            unnamed: BTreeSet::new(),
+            quarantine: HashSet::new(),
+            hint: 1,
+            fresh: file_clusters,
+            reserved: Vec::new(),
+            block_places,
+            limit: limit.map_or(CLUSTER_END >> bits.bits(), |bytes| bytes >> bits.bits()),
+            max_blocks: usize::try_from(budget >> bits.bits()).unwrap_or(usize::MAX).max(4),
+            clock: 0,
+        }
+    }
+
+    /// Keeps these clusters from being given out.
+    pub(super) fn reserve(&mut self, host: HostOffset, bytes: u64) {
+        let bits = self.geometry.cluster_bits;
+        let first = bits.index_of(host.get());
+        self.reserved.push(first..first + bits.clusters_for(bits.offset_in(host.get()) + bytes));
+    }
+
+    pub(super) fn table(&self) -> (HostOffset, &[RefTableEntry]) {
+        (self.table_offset, &self.table)
+    }
+
+    fn split(&self, cluster: u64) -> (u64, usize) {
+        let entries = self.geometry.refcount_block_entries();
+        (cluster / entries, (cluster % entries) as usize)
+    }
+
+    /// Takes a block that was read. Clean blocks make room for it when there are too many.
+    pub(super) fn loaded(&mut self, index: u64, bytes: &[u8]) {
+        while self.blocks.len() >= self.max_blocks {
+            let oldest = self.blocks.iter().filter(|(_, b)| b.dirty.is_none()).min_by_key(|(_, b)| b.used);
+            let Some((&oldest, _)) = oldest else { break };
+            self.blocks.remove(&oldest);
+        }
+        self.clock += 1;
+        let used = self.clock;
+        self.blocks.entry(index).or_insert_with(|| Block { bytes: bytes.into(), dirty: None, used });
+    }
+
+    /// Whether so many blocks are dirty that a commit is due.
+    pub(super) fn crowded(&self) -> bool {
+        self.blocks.len() >= self.max_blocks && self.blocks.values().all(|b| b.dirty.is_some())
+    }
+
+    /// The block with this index, if its place is known and it is loaded; None where there is none, so that all its counts are zero.
+    fn block(&mut self, index: u64) -> Result<Option<&mut Block>, Need> {
+        let entry = usize::try_from(index).ok().and_then(|i| self.table.get(i)).copied().unwrap_or_default();
+        let Some(offset) = entry.offset(&self.geometry)? else { return Ok(None) };
+        self.clock += 1;
+        match self.blocks.get_mut(&index) {
+            Some(block) => {
+                block.used = self.clock;
+                Ok(Some(block))
+            }
+            None => Err(Need::Block(index, offset)),
+        }
+    }
+
+    /// The count of a cluster.
+    pub(super) fn get(&mut self, cluster: u64) -> Result<u64, Need> {
+        let order = self.geometry.refcount_order;
+        let (index, entry) = self.split(cluster);
+        match self.block(index)? {
+            None => Ok(0),
+            Some(block) => Ok(refcount::get(order, &block.bytes, entry)?),
+        }
+    }
+
+    fn put(&mut self, cluster: u64, count: u64, now: u64) -> Result<(), Need> {
+        let order = self.geometry.refcount_order;
+        let (index, entry) = self.split(cluster);
+        let Some(block) = self.block(index)? else { return Err(Need::Table(index)) };
+        refcount::set(order, &mut block.bytes, entry, count)?;
+        let at = (entry << order) / 8;
+        // Written in sectors, so that a torn write cannot mix old and new within one count.
+        let changed = at / 512 * 512..(at / 512 + 1) * 512;
+        block.dirty = Some(match block.dirty.take() {
+            None => (changed, now),
+            Some((old, _)) => (old.start.min(changed.start)..old.end.max(changed.end), now),
+        });
+        Ok(())
+    }
+
+    fn is_free(&mut self, cluster: u64) -> Result<bool, Need> {
+        if self.quarantine.contains(&cluster)
+            || self.block_places.contains(&cluster)
+            || self.reserved.iter().any(|r| r.contains(&cluster))
+        {
+            return Ok(false);
+        }
+        Ok(self.get(cluster)? == 0)
+    }
+
+    /// Gives out up to `wanted` clusters that lie together, each with a count of one from now on.
+    pub(super) fn allocate(&mut self, wanted: u64, now: u64) -> Result<Extent, Need> {
+        let mut first = self.hint;
+        while !self.is_free(first)? {
+            first += 1;
+        }
+        self.hint = first;
+        self.ensure_block(first, now)?;
+        // Making the block may have taken the very cluster.
+        if !self.is_free(first)? {
+            return self.allocate(wanted, now);
+        }
+        let mut clusters = 0;
+        while clusters < wanted && first + clusters < self.limit {
+            let cluster = first + clusters;
+            let (index, _) = self.split(cluster);
+            // Beyond the first cluster, whatever would need I/O or a new block ends the extent.
+            let named = self.table.get(index as usize).is_some_and(|e| e.raw() != 0);
+            let free = named && matches!(self.is_free(cluster), Ok(true));
+            if !free {
+                break;
+            }
+            self.put(cluster, 1, now)?;
+            clusters += 1;
+        }
+        if clusters == 0 {
+            return Err(Need::Space);
+        }
+        self.hint = first + clusters;
+        let zeroed = first >= self.fresh;
+        self.fresh = self.fresh.max(first + clusters);
+        Ok(Extent { host: HostOffset::new(first << self.geometry.cluster_bits.bits()), clusters, zeroed })
+    }
+
+    /// Sees to it that the block counting `cluster` exists. A new one lies in the first free cluster that it counts itself.
+    fn ensure_block(&mut self, cluster: u64, now: u64) -> Result<(), Need> {
+        let (index, _) = self.split(cluster);
+        let Ok(slot) = usize::try_from(index) else { return Err(Need::Space) };
+        if slot >= self.table.len() {
+            return if cluster < self.limit { Err(Need::Table(index)) } else { Err(Need::Space) };
+        }
+        if self.table[slot].raw() != 0 {
+            return Ok(());
+        }
+        if cluster >= self.limit {
+            return Err(Need::Space);
+        }
+        // No block: nothing that it would count is in use, and `cluster` is the first that may be given out.
+        let place = HostOffset::new(cluster << self.geometry.cluster_bits.bits());
+        self.table[slot] = RefTableEntry::new(place)?;
+        self.block_places.insert(cluster);
+        self.unnamed.insert(index);
+        self.add_new_block(index, now);
+        self.put(cluster, 1, now)?;
+        self.fresh = self.fresh.max(cluster + 1);
+        self.hint = self.hint.max(cluster + 1);
+        Ok(())
+    }
+
+    /// A block of zeros that is written whole.
+    fn add_new_block(&mut self, index: u64, now: u64) {
+        let len = self.geometry.cluster_bits.size() as usize;
+        self.clock += 1;
+        let block = Block { bytes: vec![0; len].into(), dirty: Some((0..len, now)), used: self.clock };
+        self.blocks.insert(index, block);
+    }
+
+    /// Takes one reference off a cluster. Whether that was the last one: then the cluster is quarantined.
+    pub(super) fn unref(&mut self, cluster: u64, now: u64) -> Result<bool, Need> {
+        let count = self.get(cluster)?;
+        let less = count.checked_sub(1).ok_or(Need::Underflow(cluster))?;
+        self.put(cluster, less, now)?;
+        if less == 0 {
+            self.quarantine.insert(cluster);
+        }
+        Ok(less == 0)
+    }
+
+    /// The quarantined cluster can be given out again.
+    pub(super) fn release(&mut self, cluster: u64) {
+        if self.quarantine.remove(&cluster) {
+            self.hint = self.hint.min(cluster);
+        }
+    }
+
+    /// Whether anything waits to be written.
+    pub(super) fn is_dirty(&self) -> bool {
+        !self.unnamed.is_empty() || self.blocks.values().any(|b| b.dirty.is_some())
+    }
+
+    /// Whether there are blocks that the table in the file does not name yet.
+    pub(super) fn has_unnamed(&self) -> bool {
+        !self.unnamed.is_empty()
+    }
+
+    /// Copies what is to be written. Nothing is clean until [`written`](Self::written) says so.
+    pub(super) fn collect(&self) -> RefcountWrites {
+        let mut writes = RefcountWrites::default();
+        for (&index, block) in &self.blocks {
+            let Some((range, when)) = &block.dirty else { continue };
+            let place = self.table.get(index as usize).map_or(0, |e| e.raw());
+            // A block not yet named is written whole, so that no old bytes are exposed.
+            let range = if self.unnamed.contains(&index) { 0..block.bytes.len() } else { range.clone() };
+            let at = HostOffset::new(place + range.start as u64);
+            writes.blocks.push((at, block.bytes[range].to_vec(), index, *when));
+        }
+        for &index in &self.unnamed {
+            writes.table.insert(index, HostOffset::new(self.table.get(index as usize).map_or(0, |e| e.raw())));
+        }
+        writes
+    }
+
+    /// What was collected has been written.
+    pub(super) fn written(&mut self, writes: &RefcountWrites) {
+        for (_, _, index, when) in &writes.blocks {
+            if let Some(block) = self.blocks.get_mut(index)
+                && block.dirty.as_ref().is_some_and(|(_, at)| at == when)
+            {
+                block.dirty = None;
+            }
+        }
+    }
+
+    /// The refcount table on disk names these blocks now.
+    pub(super) fn named(&mut self, writes: &RefcountWrites) {
+        for index in writes.table.keys() {
+            self.unnamed.remove(index);
+        }
+    }
+
+    /// Plans a larger refcount table that has an entry `index`: where it goes, together with the new blocks that count it.
+    /// Nothing is changed yet.
+    pub(super) fn plan_growth(&self, index: u64) -> Result<Growth, Need> {
+        let bits = self.geometry.cluster_bits;
+        let per_block = self.geometry.refcount_block_entries();
+        // The first cluster that no block can count yet: nothing is in use there.
+        let first = (self.table.len() as u64).checked_mul(per_block).ok_or(Need::Space)?.max(self.fresh);
+        let wanted = (index + 1).max(self.table.len() as u64 * 3 / 2);
+        let mut table_clusters = bits.clusters_for(wanted.max(first / per_block + 1) * 8);
+        loop {
+            // The blocks count themselves too: one more than the table alone would want is always enough.
+            let blocks = (first + table_clusters).div_ceil(per_block) + 1 - first / per_block;
+            let total = blocks + table_clusters;
+            let last_block = (first + total - 1) / per_block;
+            let entries = bits.size() / 8 * table_clusters;
+            if last_block >= entries {
+                table_clusters += 1;
+                continue;
+            }
+            if bits.size() * table_clusters > cowhand_qcow2::limits::REFCOUNT_TABLE_BYTES_MAX
+                || first + total > self.limit
+            {
+                return Err(Need::Space);
+            }
+            return Ok(Growth { first, table_clusters, blocks: first / per_block..last_block + 1 });
+        }
+    }
+
+    /// The new table's content, and the blocks that count it and themselves, ready to be written.
+    pub(super) fn build_growth(&self, growth: &Growth) -> Result<Grown, Need> {
+        let bits = self.geometry.cluster_bits;
+        let per_block = self.geometry.refcount_block_entries();
+        let order = self.geometry.refcount_order;
+        let mut table = self.table.clone();
+        table.resize((bits.size() / 8 * growth.table_clusters) as usize, RefTableEntry::default());
+        let count = growth.blocks.end - growth.blocks.start;
+        let used = growth.first..growth.first + count + growth.table_clusters;
+        let mut blocks = Vec::new();
+        for (i, index) in growth.blocks.clone().enumerate() {
+            let place = growth.first + i as u64;
+            if table[index as usize].raw() != 0 {
+                return Err(Need::Space);
+            }
+            table[index as usize] = RefTableEntry::new(HostOffset::new(place << bits.bits()))?;
+            let mut bytes = vec![0; bits.size() as usize];
+            for cluster in used.clone().filter(|c| c / per_block == index) {
+                refcount::set(order, &mut bytes, (cluster % per_block) as usize, 1)?;
+            }
+            blocks.push((index, place, bytes));
+        }
+        let offset = HostOffset::new((growth.first + count) << bits.bits());
+        Ok(Grown { table, blocks, offset, end: used.end })
+    }
+
+    /// The header names the new table: it holds from now on. Returns the clusters of the old one, whose references are to be taken off.
+    pub(super) fn grown(&mut self, grown: Grown) -> Range<u64> {
+        let bits = self.geometry.cluster_bits;
+        let old_first = bits.index_of(self.table_offset.get());
+        let old = old_first..old_first + bits.clusters_for(self.table.len() as u64 * 8);
+        for (index, place, bytes) in &grown.blocks {
+            self.block_places.insert(*place);
+            self.loaded(*index, bytes);
+        }
+        self.table = grown.table;
+        self.table_offset = grown.offset;
+        self.fresh = self.fresh.max(grown.end);
+        old
+    }
+}
+
+/// Where a larger refcount table goes.
+#[derive(Debug)]
+pub(super) struct Growth {
+    first: u64,
+    table_clusters: u64,
+    blocks: Range<u64>,
+}
+
+/// A larger refcount table.
+pub(super) struct Grown {
+    /// Its entries.
+    pub(super) table: Vec<RefTableEntry>,
+    /// Index, cluster and content of the new blocks.
+    pub(super) blocks: Vec<(u64, u64, Vec<u8>)>,
+    /// Where it goes.
+    pub(super) offset: HostOffset,
+    end: u64,
+}

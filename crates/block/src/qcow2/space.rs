@@ -1,0 +1,163 @@
+//! Host clusters: given out, and taken back when nobody can use them any more.
+
+use std::ops::Range;
+use std::rc::Rc;
+
+use cowhand_qcow2::HostOffset;
+
+use super::Image;
+use super::refcounts::{Extent, Need};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::Barrier;
+use crate::queue::Queue;
+
+impl Image {
+    /// Gives out up to `wanted` clusters that lie together, each with one reference, not yet durable.
+    pub(super) async fn allocate(&self, queue: &Rc<Queue>, wanted: u64) -> Result<Extent> {
+        loop {
+            let need = {
+                let mut meta = self.meta.lock();
+                let now = meta.tick();
+                if meta.refcounts.crowded() {
+                    None
+                } else {
+                    match meta.refcounts.allocate(wanted, now) {
+                        Ok(extent) => return Ok(extent),
+                        Err(need) => Some(need),
+                    }
+                }
+            };
+            match need {
+                None => self.commit(queue, super::commit::Until::Mapping).await?,
+                Some(need) => self.satisfy(queue, need).await?,
+            }
+        }
+    }
+
+    /// Clusters that were given out but never came into the mapping are free again.
+    pub(super) fn give_back(&self, extent: Extent) {
+        let first = self.geometry.cluster_bits.index_of(extent.host.get());
+        self.meta.lock().dropped.push(first..first + extent.clusters);
+    }
+
+    /// Does the I/O that an operation on the refcounts asked for.
+    async fn satisfy(&self, queue: &Rc<Queue>, need: Need) -> Result<()> {
+        match need {
+            Need::Block(index, place) => self.load_refblock(queue, index, place).await,
+            Need::Table(index) => self.grow_refcount_table(queue, index).await,
+            need => Err(self.need_error(&need)),
+        }
+    }
+
+    async fn load_refblock(&self, queue: &Rc<Queue>, index: u64, place: HostOffset) -> Result<()> {
+        let read = queue.read_buffer(&self.file, place.get(), self.cluster_size() as usize).await;
+        let bytes = read.map_err(|e| self.io_error("cannot read a refcount block", place.get(), e))?;
+        self.meta.lock().refcounts.loaded(index, &bytes);
+        Ok(())
+    }
+
+    /// A need that no I/O can meet.
+    fn need_error(&self, need: &Need) -> Error {
+        match need {
+            Need::Block(..) | Need::Table(_) | Need::Space => {
+                let message = "no space left: the file, or QCOW2's refcount table, cannot grow further";
+                Error::new(ErrorKind::NoSpace, message).at_path(&self.path)
+            }
+            Need::Underflow(cluster) => {
+                let offset = cluster << self.geometry.cluster_bits.bits();
+                let message = "the image is damaged: a cluster in use has a refcount of 0; look at it with a check";
+                Error::new(ErrorKind::Corrupt, message).at_path(&self.path).at_offset(offset)
+            }
+            Need::Format(error) => self.format_error(error),
+        }
+    }
+
+    /// Builds a larger refcount table where it counts itself, and switches to it by one write of the header. (Sharp edge 29.)
+    async fn grow_refcount_table(&self, queue: &Rc<Queue>, index: u64) -> Result<()> {
+        // The new table copies the old one's entries, so all blocks that it names must be in the file.
+        self.commit(queue, super::commit::Until::Mapping).await?;
+        let _commit = self.commit_lock.lock().await;
+        let grown = {
+            let meta = self.meta.lock();
+            if (meta.refcounts.table().1.len() as u64) > index {
+                return Ok(());
+            }
+            if meta.refcounts.has_unnamed() {
+                // Another queue made a block meanwhile: start again.
+                return Ok(());
+            }
+            meta.refcounts.plan_growth(index).and_then(|growth| meta.refcounts.build_growth(&growth))
+        };
+        let grown = grown.map_err(|need| self.need_error(&need))?;
+        let bits = self.geometry.cluster_bits;
+        for (_, place, bytes) in &grown.blocks {
+            self.write_metadata(queue, HostOffset::new(place << bits.bits()), bytes).await?;
+        }
+        let table: Vec<u8> = grown.table.iter().flat_map(|e| e.raw().to_be_bytes()).collect();
+        self.write_metadata(queue, grown.offset, &table).await?;
+        self.barrier(queue, Barrier::NewRefTable).await?;
+        let clusters = bits.clusters_for(table.len() as u64);
+        self.update_header(queue, |header| {
+            header.refcount_table_offset = grown.offset;
+            header.refcount_table_clusters = clusters as u32;
+        })
+        .await?;
+        let mut meta = self.meta.lock();
+        let old = meta.refcounts.grown(grown);
+        // The header that dropped the old table is durable.
+        let stamp = self.grace.stamp();
+        meta.retired.push((stamp, vec![old]));
+        Ok(())
+    }
+
+    /// Takes off the references that the durable mapping has dropped and that no request in flight can still use; punches what
+    /// has none left, and only then lets it be used again. The caller holds the commit lock.
+    pub(super) async fn reclaim(&self, queue: &Rc<Queue>) -> Result<()> {
+        let ready = {
+            let mut meta = self.meta.lock();
+            let (ready, waiting) = std::mem::take(&mut meta.retired).into_iter().partition(|r| self.grace.passed(r.0));
+            meta.retired = waiting;
+            let ready: Vec<(u64, Vec<Range<u64>>)> = ready;
+            ready
+        };
+        let mut free = Vec::new();
+        for range in ready.into_iter().flat_map(|(_, ranges)| ranges) {
+            for cluster in range {
+                if self.take_reference(queue, cluster).await? {
+                    free.push(cluster);
+                }
+            }
+        }
+        free.sort_unstable();
+        for clusters in free.chunk_by(|a, b| a + 1 == *b) {
+            let [first, ..] = clusters else { continue };
+            let bits = self.geometry.cluster_bits;
+            let (offset, len) = (first << bits.bits(), (clusters.len() as u64) << bits.bits());
+            if let Err(e) = queue.punch(&self.file, offset, len).await {
+                // Space that is not given back is no loss of data; the clusters can be used again all the same.
+                tracing::debug!("{}: cannot punch {offset:#x}+{len:#x}: {e}", self.path.display());
+            }
+            let mut meta = self.meta.lock();
+            clusters.iter().for_each(|&cluster| meta.refcounts.release(cluster));
+        }
+        Ok(())
+    }
+
+    async fn take_reference(&self, queue: &Rc<Queue>, cluster: u64) -> Result<bool> {
+        loop {
+            let need = {
+                let mut meta = self.meta.lock();
+                let now = meta.tick();
+                match meta.refcounts.unref(cluster, now) {
+                    Ok(last) => return Ok(last),
+                    Err(need) => need,
+                }
+            };
+            // A reference that is there has a block: taking it off never makes one.
+            match need {
+                Need::Block(index, place) => self.load_refblock(queue, index, place).await?,
+                need => return Err(self.need_error(&need)),
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Discarding guest data, and writing zeros without writing them.
+
+use std::rc::Rc;
+
+use cowhand_qcow2::{HostOffset, L2Entry};
+
+use super::Image;
+use super::mapping::Kind;
+use crate::error::Result;
+use crate::io::{segs_len, zero_segs};
+use crate::queue::Queue;
+
+/// What is to become of whole clusters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// Their content is no longer needed.
+    Discard,
+    /// They read as zeros; their space may be given back.
+    Unmap,
+    /// They read as zeros; their space is kept.
+    Keep,
+}
+
+impl Image {
+    /// Gives the whole clusters in the range back; afterwards they read as zeros. What is not a whole cluster stays as it is.
+    pub(crate) async fn discard(&self, queue: &Rc<Queue>, offset: u64, len: u64) -> Result<()> {
+        self.check_writable()?;
+        let (start, end) = self.whole_clusters(offset, len);
+        self.change_clusters(queue, start, end, Fate::Discard).await
+    }
+
+    /// Makes the range read as zeros.
+    pub(crate) async fn write_zeroes(&self, queue: &Rc<Queue>, offset: u64, len: u64, unmap: bool) -> Result<()> {
+        self.check_writable()?;
+        let end = offset + len;
+        let (whole_start, whole_end) = self.whole_clusters(offset, len);
+        if whole_start >= whole_end {
+            return self.write_zero_bytes(queue, offset, end).await;
+        }
+        self.write_zero_bytes(queue, offset, whole_start).await?;
+        self.change_clusters(queue, whole_start, whole_end, if unmap { Fate::Unmap } else { Fate::Keep }).await?;
+        self.write_zero_bytes(queue, whole_end.min(end), end).await
+    }
+
+    /// The part of a range that is whole clusters; the disk's last cluster is whole when the range reaches the disk's end.
+    fn whole_clusters(&self, offset: u64, len: u64) -> (u64, u64) {
+        let bits = self.geometry.cluster_bits;
+        let end = offset + len;
+        // Both are at most the disk's size, which is bounded far below an overflow.
+        let start = bits.align_up(offset).unwrap_or(offset);
+        let end = if end >= self.size { bits.align_up(end).unwrap_or(end) } else { bits.align_down(end) };
+        (start, end)
+    }
+
+    /// Writes zeros over `start..end`, leaving alone what already reads as zeros.
+    async fn write_zero_bytes(&self, queue: &Rc<Queue>, start: u64, end: u64) -> Result<()> {
+        let mut at = start;
+        while at < end {
+            let run = self.run(queue, at, end - at).await?;
+            let zero = match run.kind {
+                Kind::Zero { .. } => true,
+                Kind::Unallocated => self.backing.as_ref().is_none_or(|backing| at >= backing.size()),
+                _ => false,
+            };
+            if !zero {
+                let zeros = zero_segs(run.len.min(1 << 20));
+                self.write(queue, at, &zeros).await?;
+                at += segs_len(&zeros);
+                continue;
+            }
+            at += run.len;
+        }
+        Ok(())
+    }
+
+    async fn change_clusters(&self, queue: &Rc<Queue>, start: u64, end: u64, fate: Fate) -> Result<()> {
+        let coverage = self.geometry.l2_coverage();
+        let mut at = start;
+        while at < end {
+            // One L2 table at a time.
+            let stop = end.min((at / coverage + 1) * coverage);
+            self.change_in_table(queue, at, stop, fate).await?;
+            at = stop;
+        }
+        Ok(())
+    }
+
+    async fn change_in_table(&self, queue: &Rc<Queue>, start: u64, end: u64, fate: Fate) -> Result<()> {
+        let cluster = self.cluster_size();
+        let _writers = self.ranges.lock(self.clusters(start, end - start)).await;
+        let mut at = start;
+        while at < end {
+            let run = self.run(queue, at, end - at).await?;
+            let count = run.len.div_ceil(cluster);
+            match self.replacement(run.kind, fate)? {
+                Change::None => {}
+                Change::Write => {
+                    let zeros = zero_segs(cluster.min(self.size - at));
+                    // The range lock is ours: an in-place write needs none, and a new cluster cannot be needed here.
+                    if let Kind::Data { host, copied: true } = run.kind {
+                        let written = queue.write(&self.file, host.get(), zeros, Vec::new()).await;
+                        written.map_err(|e| self.io_error("cannot write zeros", host.get(), e))?;
+                        at += cluster;
+                        continue;
+                    }
+                    self.write_zero_cluster(queue, at).await?;
+                    at += cluster;
+                    continue;
+                }
+                Change::Entries(entry_at) => {
+                    self.own_table(queue, at).await?;
+                    let entries: std::result::Result<Vec<_>, _> = (0..count).map(|i| entry_at(i * cluster)).collect();
+                    let entries = entries.map_err(|e| self.format_error(&e))?;
+                    self.publish(queue, at, &entries).await?;
+                }
+            }
+            at += count * cluster;
+        }
+        Ok(())
+    }
+
+    /// Allocates a cluster of zeros: what version 2 has in place of the zero flag, where a backing file would show through.
+    async fn write_zero_cluster(&self, queue: &Rc<Queue>, at: u64) -> Result<()> {
+        self.own_table(queue, at).await?;
+        let extent = self.allocate(queue, 1).await?;
+        if !extent.zeroed {
+            let zeros = zero_segs(self.cluster_size());
+            let written = queue.write(&self.file, extent.host.get(), zeros, Vec::new()).await;
+            if let Err(e) = written {
+                self.give_back(extent);
+                return Err(self.io_error("cannot write zeros", extent.host.get(), e));
+            }
+        }
+        let entry = L2Entry::data(extent.host, true).map_err(|e| self.format_error(&e))?;
+        self.publish(queue, at, &[entry]).await
+    }
+
+    /// What takes the place of clusters of this kind.
+    fn replacement(&self, kind: Kind, fate: Fate) -> Result<Change> {
+        let v3 = self.geometry.version >= 3;
+        let hole: EntryAt = Box::new(|_| Ok(L2Entry::UNALLOCATED));
+        let zero: EntryAt = Box::new(|_| L2Entry::zero(None, false));
+        // Unallocated reads as zeros only where nothing lies below.
+        let plain = if self.backing.is_none() {
+            Some(hole)
+        } else if v3 {
+            Some(zero)
+        } else {
+            None
+        };
+        Ok(match (kind, fate) {
+            (Kind::Unallocated, _) if self.backing.is_none() => Change::None,
+            (Kind::Zero { host: None, .. }, _) => Change::None,
+            (Kind::Zero { host: Some(_), .. }, Fate::Keep) => Change::None,
+            (Kind::Unallocated, Fate::Discard) if !v3 => Change::None,
+            (Kind::Data { host, copied: true }, Fate::Keep) if v3 => {
+                Change::Entries(Box::new(move |i| L2Entry::zero(Some(HostOffset::new(host.get() + i)), true)))
+            }
+            (Kind::Data { copied: true, .. }, Fate::Keep) => Change::Write,
+            // Version 2 cannot say "zeros": a discard leaves the data, rather than show the backing file's. (Sharp edge 21.)
+            _ => match (plain, fate) {
+                (Some(entry), _) => Change::Entries(entry),
+                (None, Fate::Discard) => Change::None,
+                (None, _) => Change::Write,
+            },
+        })
+    }
+}
+
+type EntryAt = Box<dyn Fn(u64) -> std::result::Result<L2Entry, cowhand_qcow2::FormatError>>;
+
+enum Change {
+    /// Nothing to do.
+    None,
+    /// Entries by their distance, in bytes, from the run's first.
+    Entries(EntryAt),
+    /// Zeros have to be written, a cluster at a time.
+    Write,
+}

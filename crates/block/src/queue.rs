@@ -1,0 +1,466 @@
+//! One thread's hub of the engine: it sends operations to its I/O driver, runs the tasks that wait for them, and finishes
+//! short reads and writes.
+//!
+//! A request whose data lies in one place needs no task: it is a *direct* operation, whose completion goes straight to
+//! the caller. Everything else is a task: a future that awaits operations of this queue.
+//!
+//! Not here: what requests mean ([`crate::disk`]), where data lies ([`crate::qcow2`]).
+//!
+//! Locks: other threads wake tasks through `Remote`, whose lock is held only to push and to take.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::os::fd::RawFd;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Wake, Waker};
+
+use crate::io::{
+    Barrier, Buffer, Completion, Driver, File, IoSeg, Notify, Op, fill_zero, is_aligned, segs_len, split_segs,
+};
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering};
+
+/// Tasks that became ready by another thread's (or their own) doing.
+struct Remote {
+    ready: Mutex<Vec<(usize, u64)>>,
+    sleeping: AtomicBool,
+    notify: Arc<dyn Notify>,
+}
+
+struct TaskWaker {
+    remote: Arc<Remote>,
+    slot: usize,
+    generation: u64,
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.remote.ready.lock().push((self.slot, self.generation));
+        // Ordered after the push: either the sleeper's last look sees the push, or we see that it sleeps.
+        if self.remote.sleeping.swap(false, Ordering::SeqCst) {
+            self.remote.notify.notify();
+        }
+    }
+}
+
+type Task = Pin<Box<dyn Future<Output = ()>>>;
+
+#[derive(Default)]
+struct TaskSlot {
+    generation: u64,
+    task: Option<Task>,
+    waker: Option<Waker>,
+}
+
+/// Who hears of an operation's end.
+enum Owner {
+    /// The caller of [`Queue::direct`], by its tag.
+    Direct(u64),
+    /// A task, which polls for it.
+    Task { waker: Option<Waker>, result: Option<(io::Result<()>, Vec<IoSeg>)>, abandoned: bool },
+}
+
+struct OpSlot {
+    owner: Owner,
+    file: RawFd,
+    /// What is left to do of a read or a write after a short one.
+    rest: Option<Rest>,
+    /// Buffers that the operation reads or fills, kept alive until it is over even if the task is gone.
+    keep: Vec<Arc<Buffer>>,
+}
+
+/// A read or write that may come back short.
+struct Rest {
+    write: bool,
+    offset: u64,
+    len: u64,
+    /// The whole list, once a short completion forced a list of the remainder.
+    whole: Option<Vec<IoSeg>>,
+}
+
+/// What [`Queue::turn`] has to tell.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// A direct operation is over.
+    Direct { tag: u64, result: io::Result<()>, data: Vec<IoSeg> },
+    /// A watched descriptor was signalled.
+    Watch { tag: u64 },
+}
+
+/// Marks the tokens of watched descriptors.
+const WATCH: u64 = 1 << 63;
+
+/// The hub. Used through `Rc` by the tasks of one thread.
+pub(crate) struct Queue {
+    driver: RefCell<Box<dyn Driver>>,
+    ops: RefCell<Slots>,
+    tasks: RefCell<Vec<TaskSlot>>,
+    free_tasks: RefCell<Vec<usize>>,
+    live_tasks: Cell<usize>,
+    ready: RefCell<VecDeque<(usize, u64)>>,
+    completions: RefCell<Vec<Completion>>,
+    remote: Arc<Remote>,
+}
+
+#[derive(Default)]
+struct Slots {
+    slots: Vec<Option<OpSlot>>,
+    free: Vec<usize>,
+}
+
+impl Slots {
+    fn insert(&mut self, op: OpSlot) -> usize {
+        if let Some(slot) = self.free.pop() {
+            self.slots[slot] = Some(op);
+            return slot;
+        }
+        self.slots.push(Some(op));
+        self.slots.len() - 1
+    }
+
+    fn remove(&mut self, slot: usize) {
+        self.slots[slot] = None;
+        self.free.push(slot);
+    }
+}
+
+impl Queue {
+    pub(crate) fn new(driver: Box<dyn Driver>) -> Rc<Self> {
+        let remote =
+            Arc::new(Remote { ready: Mutex::default(), sleeping: AtomicBool::new(false), notify: driver.notifier() });
+        Rc::new(Self {
+            driver: RefCell::new(driver),
+            ops: RefCell::default(),
+            tasks: RefCell::default(),
+            free_tasks: RefCell::default(),
+            live_tasks: Cell::new(0),
+            ready: RefCell::default(),
+            completions: RefCell::default(),
+            remote,
+        })
+    }
+
+    /// Sends a read or a write whose end is told by [`Outcome::Direct`] with `tag`.
+    pub(crate) fn direct(&self, tag: u64, file: &File, op: Op) {
+        self.start(Owner::Direct(tag), file.id(), op, Vec::new());
+    }
+
+    pub(crate) fn watch(&self, fd: RawFd, tag: u64) -> io::Result<()> {
+        self.driver.borrow_mut().watch(fd, WATCH | tag)
+    }
+
+    fn start(&self, owner: Owner, file: RawFd, op: Op, keep: Vec<Arc<Buffer>>) -> usize {
+        let rest = match &op {
+            Op::Read { offset, data } => Some(Rest { write: false, offset: *offset, len: segs_len(data), whole: None }),
+            Op::Write { offset, data } => Some(Rest { write: true, offset: *offset, len: segs_len(data), whole: None }),
+            _ => None,
+        };
+        let slot = self.ops.borrow_mut().insert(OpSlot { owner, file, rest, keep });
+        self.driver.borrow_mut().submit(slot as u64, file, op);
+        slot
+    }
+
+    /// An operation to be awaited. `keep` holds the buffers that its segments lie in.
+    fn operate(self: &Rc<Self>, file: &File, op: Op, keep: Vec<Arc<Buffer>>) -> Operation {
+        let owner = Owner::Task { waker: None, result: None, abandoned: false };
+        Operation { queue: self.clone(), slot: Some(self.start(owner, file.id(), op, keep)) }
+    }
+
+    /// Reads into segments; what lies past the end of the file reads as zeros.
+    pub(crate) async fn read(self: &Rc<Self>, file: &File, offset: u64, data: Vec<IoSeg>) -> io::Result<()> {
+        let align = file.traits().align;
+        if is_aligned(align, offset, &data) {
+            return self.operate(file, Op::Read { offset, data }, Vec::new()).await.0;
+        }
+        // Direct I/O: through a buffer that is aligned.
+        let (start, len) = aligned_range(align, offset, segs_len(&data));
+        let buffer = self.read_aligned(file, start, len).await?;
+        buffer.scatter((offset - start) as usize, &data);
+        Ok(())
+    }
+
+    /// Writes segments, of which some lie in `keep`.
+    pub(crate) async fn write(
+        self: &Rc<Self>,
+        file: &File,
+        offset: u64,
+        data: Vec<IoSeg>,
+        keep: Vec<Arc<Buffer>>,
+    ) -> io::Result<()> {
+        let align = file.traits().align;
+        if align <= 1 {
+            return self.operate(file, Op::Write { offset, data }, keep).await.0;
+        }
+        // Where blocks are larger than sectors, writes of neighbouring sectors meet in one block: one at a time.
+        let (start, len) = aligned_range(align, offset, segs_len(&data));
+        let _writing = file.writes().lock(start..start + len as u64).await;
+        if is_aligned(align, offset, &data) {
+            return self.operate(file, Op::Write { offset, data }, keep).await.0;
+        }
+        let mut buffer = self.read_aligned(file, start, len).await?;
+        buffer.gather((offset - start) as usize, &data);
+        let buffer = Arc::new(buffer);
+        let data = vec![buffer.seg(0, len)];
+        self.operate(file, Op::Write { offset: start, data }, vec![buffer]).await.0
+    }
+
+    async fn read_aligned(self: &Rc<Self>, file: &File, offset: u64, len: usize) -> io::Result<Buffer> {
+        let buffer = Arc::new(Buffer::zeroed(len));
+        let op = Op::Read { offset, data: vec![buffer.seg(0, len)] };
+        self.operate(file, op, vec![buffer.clone()]).await.0?;
+        // The operation is over and gave its share back.
+        Arc::try_unwrap(buffer).map_err(|_| io::Error::other("a finished read still holds its buffer"))
+    }
+
+    /// Reads `len` bytes into a new buffer; what lies past the end of the file is zero.
+    pub(crate) async fn read_buffer(self: &Rc<Self>, file: &File, offset: u64, len: usize) -> io::Result<Buffer> {
+        let buffer = Arc::new(Buffer::zeroed(len));
+        self.read(file, offset, vec![buffer.seg(0, len)]).await?;
+        Arc::try_unwrap(buffer).map_err(|_| io::Error::other("a finished read still holds its buffer"))
+    }
+
+    /// Writes a buffer.
+    pub(crate) async fn write_buffer(self: &Rc<Self>, file: &File, offset: u64, buffer: Buffer) -> io::Result<()> {
+        let buffer = Arc::new(buffer);
+        let data = vec![buffer.seg(0, buffer.len())];
+        self.write(file, offset, data, vec![buffer]).await
+    }
+
+    pub(crate) async fn flush(self: &Rc<Self>, file: &File, barrier: Barrier) -> io::Result<()> {
+        self.operate(file, Op::Flush { barrier }, Vec::new()).await.0
+    }
+
+    pub(crate) async fn punch(self: &Rc<Self>, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        self.operate(file, Op::Punch { offset, len }, Vec::new()).await.0
+    }
+
+    pub(crate) async fn write_zeroes(self: &Rc<Self>, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        self.operate(file, Op::WriteZeroes { offset, len }, Vec::new()).await.0
+    }
+
+    pub(crate) async fn set_length(self: &Rc<Self>, file: &File, len: u64) -> io::Result<()> {
+        self.operate(file, Op::SetLength { len }, Vec::new()).await.0
+    }
+
+    /// Starts a task. It runs when [`turn`](Self::turn) is called.
+    pub(crate) fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
+        let mut tasks = self.tasks.borrow_mut();
+        let slot = self.free_tasks.borrow_mut().pop().unwrap_or_else(|| {
+            tasks.push(TaskSlot::default());
+            tasks.len() - 1
+        });
+        let entry = &mut tasks[slot];
+        entry.generation += 1;
+        let generation = entry.generation;
+        entry.task = Some(Box::pin(task));
+        entry.waker = Some(Arc::new(TaskWaker { remote: self.remote.clone(), slot, generation }).into());
+        self.live_tasks.set(self.live_tasks.get() + 1);
+        self.ready.borrow_mut().push_back((slot, generation));
+    }
+
+    /// Runs what is ready, sends what is pending, takes what has completed. With `block`, sleeps until something has.
+    pub(crate) fn turn(&self, block: bool, out: &mut Vec<Outcome>) -> io::Result<()> {
+        let before = out.len();
+        self.run_ready();
+        let mut completions = self.completions.take();
+        let may_sleep = block && out.len() == before && self.prepare_sleep();
+        let waited = self.driver.borrow_mut().wait(may_sleep, &mut completions);
+        self.remote.sleeping.store(false, Ordering::SeqCst);
+        for completion in completions.drain(..) {
+            self.complete(completion, out);
+        }
+        self.completions.replace(completions);
+        waited?;
+        self.run_ready();
+        Ok(())
+    }
+
+    /// Says that this thread is about to sleep; false if something came in between.
+    fn prepare_sleep(&self) -> bool {
+        self.remote.sleeping.store(true, Ordering::SeqCst);
+        let ready = !self.remote.ready.lock().is_empty();
+        if ready {
+            self.remote.sleeping.store(false, Ordering::SeqCst);
+        }
+        !ready
+    }
+
+    fn run_ready(&self) {
+        loop {
+            self.ready.borrow_mut().extend(self.remote.ready.lock().drain(..));
+            let Some((slot, generation)) = self.ready.borrow_mut().pop_front() else { return };
+            self.run(slot, generation);
+        }
+    }
+
+    fn run(&self, slot: usize, generation: u64) {
+        let (mut task, waker) = {
+            let mut tasks = self.tasks.borrow_mut();
+            let entry = &mut tasks[slot];
+            // A task that is over leaves wake-ups behind: its generation tells.
+            if entry.generation != generation {
+                return;
+            }
+            let (Some(task), Some(waker)) = (entry.task.take(), entry.waker.clone()) else { return };
+            (task, waker)
+        };
+        let finished = task.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
+        let mut tasks = self.tasks.borrow_mut();
+        if finished {
+            tasks[slot].generation += 1;
+            tasks[slot].waker = None;
+            self.free_tasks.borrow_mut().push(slot);
+            self.live_tasks.set(self.live_tasks.get() - 1);
+        } else {
+            tasks[slot].task = Some(task);
+        }
+    }
+
+    fn complete(&self, completion: Completion, out: &mut Vec<Outcome>) {
+        let Completion { token, result, data } = completion;
+        if token & WATCH != 0 {
+            out.push(Outcome::Watch { tag: token & !WATCH });
+            return;
+        }
+        let slot = token as usize;
+        let mut ops = self.ops.borrow_mut();
+        let Some(op) = ops.slots.get_mut(slot).and_then(Option::as_mut) else { return };
+        let (result, data) = match resume(op, result, data) {
+            Resumed::Again(again) => {
+                let file = op.file;
+                drop(ops);
+                self.driver.borrow_mut().submit(token, file, again);
+                return;
+            }
+            Resumed::Done(result, data) => (result, data),
+        };
+        op.keep.clear();
+        match &mut op.owner {
+            Owner::Direct(tag) => {
+                out.push(Outcome::Direct { tag: *tag, result, data });
+                ops.remove(slot);
+            }
+            Owner::Task { abandoned: true, .. } => ops.remove(slot),
+            Owner::Task { waker, result: told, .. } => {
+                *told = Some((result, data));
+                if let Some(waker) = waker.take() {
+                    drop(ops);
+                    waker.wake();
+                }
+            }
+        }
+    }
+}
+
+impl Queue {
+    /// How many tasks are not over.
+    pub(crate) fn live_tasks(&self) -> usize {
+        self.live_tasks.get()
+    }
+
+    /// Drops all tasks where they stand. (They hold this queue, so it would never end of itself.) What they had in flight goes on
+    /// until the driver is dropped, which waits for it; its buffers stay in `ops` until then.
+    pub(crate) fn abandon_tasks(&self) {
+        let tasks: Vec<_> = self.tasks.borrow_mut().iter_mut().filter_map(|slot| slot.task.take()).collect();
+        drop(tasks);
+        self.live_tasks.set(0);
+    }
+}
+
+/// The smallest aligned range around `offset..offset + len`.
+fn aligned_range(align: u32, offset: u64, len: u64) -> (u64, usize) {
+    let mask = u64::from(align.max(1)) - 1;
+    let start = offset & !mask;
+    let end = (offset + len + mask) & !mask;
+    (start, (end - start) as usize)
+}
+
+enum Resumed {
+    Again(Op),
+    Done(io::Result<()>, Vec<IoSeg>),
+}
+
+/// Sees to it that a read or write is whole: sends the remainder of a short one, and zero-fills past the end of the file.
+fn resume(op: &mut OpSlot, result: io::Result<usize>, data: Vec<IoSeg>) -> Resumed {
+    let Some(rest) = &mut op.rest else {
+        return Resumed::Done(result.map(drop), data);
+    };
+    let moved = match result {
+        Ok(n) => n as u64,
+        Err(e) if e.kind() == io::ErrorKind::Interrupted => {
+            let offset = rest.offset;
+            return Resumed::Again(if rest.write { Op::Write { offset, data } } else { Op::Read { offset, data } });
+        }
+        Err(e) => return Resumed::Done(Err(e), rest.whole.take().unwrap_or(data)),
+    };
+    if moved >= rest.len {
+        return Resumed::Done(Ok(()), rest.whole.take().unwrap_or(data));
+    }
+    if moved == 0 {
+        if rest.write {
+            let error = io::Error::new(io::ErrorKind::WriteZero, "the host wrote nothing");
+            return Resumed::Done(Err(error), rest.whole.take().unwrap_or(data));
+        }
+        // The end of the file: what is missing reads as zeros.
+        fill_zero(&data);
+        return Resumed::Done(Ok(()), rest.whole.take().unwrap_or(data));
+    }
+    let left = split_segs(&data, moved, rest.len - moved);
+    rest.whole.get_or_insert(data);
+    rest.offset += moved;
+    rest.len -= moved;
+    let (offset, data) = (rest.offset, left);
+    Resumed::Again(if rest.write { Op::Write { offset, data } } else { Op::Read { offset, data } })
+}
+
+/// An operation in flight, to be awaited. Dropped before its end, it goes on without a listener.
+struct Operation {
+    queue: Rc<Queue>,
+    slot: Option<usize>,
+}
+
+impl Future for Operation {
+    type Output = (io::Result<()>, Vec<IoSeg>);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(slot) = self.slot else {
+            return Poll::Ready((Err(io::Error::other("an operation was polled after its end")), Vec::new()));
+        };
+        let mut ops = self.queue.ops.borrow_mut();
+        let Some(Some(OpSlot { owner: Owner::Task { waker, result, .. }, .. })) = ops.slots.get_mut(slot) else {
+            return Poll::Ready((Err(io::Error::other("an operation lost its slot")), Vec::new()));
+        };
+        match result.take() {
+            None => {
+                *waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            Some(result) => {
+                ops.remove(slot);
+                drop(ops);
+                self.slot = None;
+                Poll::Ready(result)
+            }
+        }
+    }
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        let Some(slot) = self.slot else { return };
+        let mut ops = self.queue.ops.borrow_mut();
+        if let Some(Some(OpSlot { owner: Owner::Task { result, abandoned, .. }, .. })) = ops.slots.get_mut(slot) {
+            if result.is_some() {
+                ops.remove(slot);
+            } else {
+                *abandoned = true;
+            }
+        }
+    }
+}

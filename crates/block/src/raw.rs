@@ -1,0 +1,117 @@
+//! Raw images: the virtual disk is the file (or block device) itself.
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Barrier, File, IoSeg, zero_segs};
+use crate::queue::Queue;
+use crate::sync::{AtomicBool, Ordering};
+
+/// An open raw image.
+pub(crate) struct RawImage {
+    pub(crate) file: File,
+    pub(crate) path: PathBuf,
+    /// The virtual size in bytes: the file's, rounded up to whole sectors.
+    pub(crate) size: u64,
+    writable: bool,
+    no_flush: bool,
+    flush_failed: AtomicBool,
+    /// The host cannot zero a range by itself.
+    no_zero_range: AtomicBool,
+}
+
+impl RawImage {
+    /// Takes an open file.
+    pub(crate) fn new(file: File, path: &Path, writable: bool, no_flush: bool) -> Result<Self> {
+        let length = file.length().map_err(|e| Error::io("cannot tell the file's length", e).at_path(path))?;
+        Ok(Self {
+            file,
+            path: path.to_path_buf(),
+            size: length.next_multiple_of(512),
+            writable,
+            no_flush,
+            flush_failed: AtomicBool::new(false),
+            no_zero_range: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn mapped(&self, offset: u64, write: bool) -> Option<u64> {
+        (self.writable || !write).then_some(offset)
+    }
+
+    pub(crate) async fn read(&self, queue: &Rc<Queue>, offset: u64, data: &[IoSeg]) -> Result<()> {
+        queue.read(&self.file, offset, data.to_vec()).await.map_err(|e| self.error("cannot read", offset, e))
+    }
+
+    pub(crate) async fn write(&self, queue: &Rc<Queue>, offset: u64, data: &[IoSeg]) -> Result<()> {
+        self.check_writable()?;
+        let written = queue.write(&self.file, offset, data.to_vec(), Vec::new()).await;
+        written.map_err(|e| self.error("cannot write", offset, e))
+    }
+
+    pub(crate) async fn flush(&self, queue: &Rc<Queue>) -> Result<()> {
+        if !self.writable || self.no_flush {
+            return Ok(());
+        }
+        // The kernel marks pages clean that it could not write: after one failure no later success means anything.
+        let failed = self.flush_failed.load(Ordering::SeqCst);
+        if failed {
+            let message =
+                "an earlier flush of this file failed, so what was written since may be lost; stop using the disk";
+            return Err(Error::new(ErrorKind::Io, message).at_path(&self.path));
+        }
+        queue.flush(&self.file, Barrier::Data).await.map_err(|e| {
+            self.flush_failed.store(true, Ordering::SeqCst);
+            Error::io("flush failed", e).at_path(&self.path)
+        })
+    }
+
+    pub(crate) async fn discard(&self, queue: &Rc<Queue>, offset: u64, len: u64) -> Result<()> {
+        self.check_writable()?;
+        match queue.punch(&self.file, offset, len).await {
+            // A host that cannot punch keeps the space: a discard is only a hint.
+            Err(e) if !is_unsupported(&e) => Err(self.error("cannot discard", offset, e)),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) async fn write_zeroes(&self, queue: &Rc<Queue>, offset: u64, len: u64, unmap: bool) -> Result<()> {
+        self.check_writable()?;
+        let block_device = self.file.traits().block_device;
+        // On a block device a punch need not give zeros, but zeroing may unmap.
+        if unmap && !block_device && queue.punch(&self.file, offset, len).await.is_ok() {
+            // A punch ends at the end of the file; the virtual size may be a little more, and is zero there anyway.
+            return Ok(());
+        }
+        if !self.no_zero_range.load(Ordering::Relaxed) {
+            match queue.write_zeroes(&self.file, offset, len).await {
+                Ok(()) => return Ok(()),
+                Err(e) if is_unsupported(&e) => self.no_zero_range.store(true, Ordering::Relaxed),
+                Err(e) => return Err(self.error("cannot write zeros", offset, e)),
+            }
+        }
+        let mut done = 0;
+        while done < len {
+            let n = (len - done).min(1 << 20);
+            self.write(queue, offset + done, &zero_segs(n)).await?;
+            done += n;
+        }
+        Ok(())
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.writable {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::ReadOnly, "the image is open for reading only").at_path(&self.path))
+    }
+
+    fn error(&self, what: &str, offset: u64, error: std::io::Error) -> Error {
+        Error::io(what, error).at_path(&self.path).at_offset(offset)
+    }
+}
+
+fn is_unsupported(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV | libc::EINVAL))
+}

@@ -1,0 +1,304 @@
+//! The DISK grammar: `path=P,format=qcow2|raw[,key=value]...`, parsed in this one place for every command.
+//!
+//! A comma inside a value is written twice, as in QEMU. Says nothing of whether the files exist.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// An image format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// The file is the disk.
+    Raw,
+    /// QEMU copy-on-write, versions 2 and 3.
+    Qcow2,
+}
+
+impl Format {
+    /// The format's name, as in QEMU.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+impl FromStr for Format {
+    type Err = SpecError;
+    fn from_str(s: &str) -> Result<Self, SpecError> {
+        match s {
+            "raw" => Ok(Self::Raw),
+            "qcow2" => Ok(Self::Qcow2),
+            _ => Err(SpecError::Value { key: "format", value: s.into(), expected: "qcow2 or raw" }),
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What stands between the guest's writes and the medium.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cache {
+    /// The host's page cache; a guest's flush reaches the medium.
+    #[default]
+    Writeback,
+    /// Past the host's page cache (`O_DIRECT`).
+    None,
+    /// The host's page cache, and flushes do nothing: for disks that are thrown away after a crash.
+    Unsafe,
+}
+
+/// What becomes of writes that hold only zeros.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetectZeroes {
+    /// They are written.
+    #[default]
+    Off,
+    /// They become zero clusters, their space kept.
+    On,
+    /// They become zero clusters, their space given back.
+    Unmap,
+}
+
+/// One disk, as described on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskSpec {
+    /// The image.
+    pub path: PathBuf,
+    /// Its format; never guessed.
+    pub format: Format,
+    /// The name by which the disk is addressed and reported (`id`).
+    pub id: Option<String>,
+    /// The guest may only read it.
+    pub readonly: bool,
+    /// Writes go to an overlay that is thrown away.
+    pub ephemeral: bool,
+    /// Queues offered to the guest; one per vCPU if not given.
+    pub queues: Option<u16>,
+    /// See [`Cache`].
+    pub cache: Cache,
+    /// Whether the guest's discards reach the image.
+    pub discard: bool,
+    /// See [`DetectZeroes`].
+    pub detect_zeroes: DetectZeroes,
+    /// The backing file's format, where the image's header does not say.
+    pub backing_format: Option<Format>,
+    /// What the guest reads as the disk's serial number, at most 20 bytes.
+    pub serial: String,
+    /// Bytes of metadata to keep in memory; enough for the whole of a typical disk if not given.
+    pub metadata_cache: Option<u64>,
+    /// The logical block size that the guest is told, in bytes.
+    pub block_size: u32,
+    /// Whether the image is locked against other programs.
+    pub lock: bool,
+    /// Serve a file as raw though it begins like a qcow2 image.
+    pub force_raw: bool,
+}
+
+/// What is wrong with a DISK.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// A word without `=`.
+    #[error("'{0}' is not key=value (a comma inside a value is written twice)")]
+    NotKeyValue(String),
+    /// A key that is not one.
+    #[error("unknown disk option '{key}' (known: {KEYS})")]
+    UnknownKey {
+        /// As given.
+        key: String,
+    },
+    /// A key given twice.
+    #[error("disk option '{0}' is given twice")]
+    Twice(String),
+    /// A value that the key does not take.
+    #[error("disk option {key}='{value}': expected {expected}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// As given.
+        value: String,
+        /// What would do.
+        expected: &'static str,
+    },
+    /// A key that must be there.
+    #[error("disk option '{0}=' is missing")]
+    Missing(&'static str),
+    /// Options that exclude each other.
+    #[error("disk options {0}")]
+    Conflict(&'static str),
+}
+
+const KEYS: &str = "path, format, id, readonly, ephemeral, queues, cache, discard, detect-zeroes, backing-format, serial, \
+                    metadata-cache, block-size, lock, force-raw";
+
+impl DiskSpec {
+    /// A disk with the defaults.
+    #[must_use]
+    pub fn new(path: &Path, format: Format) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            format,
+            id: None,
+            readonly: false,
+            ephemeral: false,
+            queues: None,
+            cache: Cache::default(),
+            discard: true,
+            detect_zeroes: DetectZeroes::default(),
+            backing_format: None,
+            serial: String::new(),
+            metadata_cache: None,
+            block_size: 512,
+            lock: true,
+            force_raw: false,
+        }
+    }
+
+    /// Parses a DISK.
+    ///
+    /// # Errors
+    /// Says which option is wrong, and what it takes.
+    pub fn parse(text: &str) -> Result<Self, SpecError> {
+        let mut spec = Self::new(Path::new(""), Format::Raw);
+        let mut seen: Vec<String> = Vec::new();
+        for word in split_commas(text) {
+            let (key, value) = word.split_once('=').ok_or_else(|| SpecError::NotKeyValue(word.clone()))?;
+            if seen.iter().any(|k| k == key) {
+                return Err(SpecError::Twice(key.into()));
+            }
+            seen.push(key.into());
+            spec.set(key, value)?;
+        }
+        for key in ["path", "format"] {
+            if !seen.iter().any(|k| k == key) {
+                return Err(SpecError::Missing(key));
+            }
+        }
+        if spec.readonly && spec.ephemeral {
+            return Err(SpecError::Conflict("readonly=on and ephemeral=on exclude each other"));
+        }
+        if spec.backing_format.is_some() && spec.format == Format::Raw {
+            return Err(SpecError::Conflict("backing-format= is for qcow2: a raw disk has no backing file"));
+        }
+        if spec.force_raw && spec.format != Format::Raw {
+            return Err(SpecError::Conflict("force-raw=on is for format=raw"));
+        }
+        Ok(spec)
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), SpecError> {
+        match key {
+            "path" if value.is_empty() => return Err(bad("path", value, "the name of a file")),
+            "path" => self.path = PathBuf::from(value),
+            "format" => self.format = value.parse()?,
+            "id" if value.is_empty() => return Err(bad("id", value, "a name")),
+            "id" => self.id = Some(value.into()),
+            "readonly" => self.readonly = on_off("readonly", value)?,
+            "ephemeral" => self.ephemeral = on_off("ephemeral", value)?,
+            "queues" => {
+                let queues = value.parse().ok().filter(|n| (1..=256).contains(n));
+                self.queues = Some(queues.ok_or_else(|| bad("queues", value, "a number from 1 to 256"))?);
+            }
+            "cache" => {
+                self.cache = match value {
+                    "writeback" => Cache::Writeback,
+                    "none" => Cache::None,
+                    "unsafe" => Cache::Unsafe,
+                    _ => return Err(bad("cache", value, "writeback, none or unsafe")),
+                }
+            }
+            "discard" => {
+                self.discard = match value {
+                    "unmap" => true,
+                    "ignore" => false,
+                    _ => return Err(bad("discard", value, "unmap or ignore")),
+                }
+            }
+            "detect-zeroes" => {
+                self.detect_zeroes = match value {
+                    "off" => DetectZeroes::Off,
+                    "on" => DetectZeroes::On,
+                    "unmap" => DetectZeroes::Unmap,
+                    _ => return Err(bad("detect-zeroes", value, "off, on or unmap")),
+                }
+            }
+            "backing-format" => {
+                let format = value.parse().map_err(|_| bad("backing-format", value, "qcow2 or raw"))?;
+                self.backing_format = Some(format);
+            }
+            "serial" if value.len() > 20 => return Err(bad("serial", value, "at most 20 bytes")),
+            "serial" => self.serial = value.into(),
+            "metadata-cache" => {
+                let size = parse_size(value).filter(|&n| n >= 64 << 10);
+                self.metadata_cache = Some(size.ok_or_else(|| bad("metadata-cache", value, "a size of at least 64K"))?);
+            }
+            "block-size" => {
+                self.block_size = match value {
+                    "512" => 512,
+                    "4096" | "4K" | "4k" => 4096,
+                    _ => return Err(bad("block-size", value, "512 or 4096")),
+                }
+            }
+            "lock" => self.lock = on_off("lock", value)?,
+            "force-raw" => self.force_raw = on_off("force-raw", value)?,
+            _ => return Err(SpecError::UnknownKey { key: key.into() }),
+        }
+        Ok(())
+    }
+}
+
+fn bad(key: &'static str, value: &str, expected: &'static str) -> SpecError {
+    SpecError::Value { key, value: value.into(), expected }
+}
+
+fn on_off(key: &'static str, value: &str) -> Result<bool, SpecError> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(bad(key, value, "on or off")),
+    }
+}
+
+/// A size in bytes: a number, with K, M, G or T for binary multiples.
+#[must_use]
+pub fn parse_size(text: &str) -> Option<u64> {
+    let (number, shift) = match text.as_bytes().last()? {
+        b'k' | b'K' => (&text[..text.len() - 1], 10),
+        b'm' | b'M' => (&text[..text.len() - 1], 20),
+        b'g' | b'G' => (&text[..text.len() - 1], 30),
+        b't' | b'T' => (&text[..text.len() - 1], 40),
+        _ => (text, 0),
+    };
+    if !number.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = number.parse().ok()?;
+    number.checked_mul(1 << shift)
+}
+
+/// Splits at single commas; two commas stand for one.
+fn split_commas(text: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        if c != ',' || chars.next_if_eq(&',').is_some() {
+            if let Some(word) = words.last_mut() {
+                word.push(c);
+            }
+        } else {
+            words.push(String::new());
+        }
+    }
+    words
+}
+
+#[cfg(test)]
+#[path = "spec_test.rs"]
+mod tests;

@@ -1,0 +1,117 @@
+//! Locks and waiting: the shim through which all of the engine's threads meet.
+//!
+//! The plain types come from one place, so that the same code can run under a model checker. [`AsyncMutex`] and [`RangeLocks`]
+//! are for tasks: waiting for them parks the task, never the thread.
+//!
+//! Lock order: both hold their inner lock only to look and to enlist, and wake others after giving it back.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::ops::Range;
+use std::task::{Poll, Waker};
+
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+pub(crate) use std::sync::{Arc, OnceLock};
+
+/// A mutex whose poison is ignored: the engine's invariants are restored by its callers' error paths, not by panics.
+#[derive(Debug, Default)]
+pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
+
+pub(crate) use std::sync::MutexGuard;
+
+impl<T> Mutex<T> {
+    pub(crate) const fn new(value: T) -> Self {
+        Self(std::sync::Mutex::new(value))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[derive(Default)]
+struct Gate {
+    held: bool,
+    waiting: VecDeque<Waker>,
+}
+
+/// A lock that tasks hold across I/O.
+#[derive(Default)]
+pub(crate) struct AsyncMutex(Mutex<Gate>);
+
+/// Holds an [`AsyncMutex`].
+pub(crate) struct AsyncGuard<'a>(&'a AsyncMutex);
+
+impl AsyncMutex {
+    pub(crate) async fn lock(&self) -> AsyncGuard<'_> {
+        poll_fn(|cx| {
+            let mut gate = self.0.lock();
+            if gate.held {
+                gate.waiting.push_back(cx.waker().clone());
+                return Poll::Pending;
+            }
+            gate.held = true;
+            Poll::Ready(AsyncGuard(self))
+        })
+        .await
+    }
+}
+
+impl Drop for AsyncGuard<'_> {
+    fn drop(&mut self) {
+        let waiting = {
+            let mut gate = self.0.0.lock();
+            gate.held = false;
+            // All of them: one that was dropped meanwhile must not swallow the only wake-up.
+            std::mem::take(&mut gate.waiting)
+        };
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Locks on ranges of guest clusters: one writer at a time to clusters whose mapping changes, nothing else waits.
+#[derive(Default)]
+pub(crate) struct RangeLocks(Mutex<Ranges>);
+
+#[derive(Default)]
+struct Ranges {
+    held: Vec<Range<u64>>,
+    waiting: Vec<Waker>,
+}
+
+/// Holds a range of a [`RangeLocks`].
+pub(crate) struct RangeGuard<'a> {
+    locks: &'a RangeLocks,
+    range: Range<u64>,
+}
+
+impl RangeLocks {
+    /// Waits until no part of `range` is held, and takes all of it at once: holders of one range never wait for
+    /// another while half of theirs is taken, so there is no deadlock among writers.
+    pub(crate) async fn lock(&self, range: Range<u64>) -> RangeGuard<'_> {
+        poll_fn(|cx| {
+            let mut ranges = self.0.lock();
+            if ranges.held.iter().any(|held| held.start < range.end && range.start < held.end) {
+                ranges.waiting.push(cx.waker().clone());
+                return Poll::Pending;
+            }
+            ranges.held.push(range.clone());
+            Poll::Ready(())
+        })
+        .await;
+        RangeGuard { locks: self, range }
+    }
+}
+
+impl Drop for RangeGuard<'_> {
+    fn drop(&mut self) {
+        let waiting = {
+            let mut ranges = self.locks.0.lock();
+            if let Some(at) = ranges.held.iter().position(|held| *held == self.range) {
+                ranges.held.swap_remove(at);
+            }
+            std::mem::take(&mut ranges.waiting)
+        };
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
