@@ -188,6 +188,9 @@ impl PciHost {
 
     /// Takes the port's device out without asking the guest; the device is stopped and drained. Says whether there was one.
     ///
+    /// For guests that do not answer [`request_removal`](Self::request_removal): virtio drivers of Linux (seen in 6.1) wait
+    /// without end for a device that is gone to confirm its reset, and such a guest cannot shut down any more.
+    ///
     /// # Errors
     /// When there is no such port.
     pub fn remove(&self, id: PortId) -> Result<bool, PciError> {
