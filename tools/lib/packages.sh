@@ -20,11 +20,11 @@ have_package() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" 
 apt_install() {
     command -v apt-get >/dev/null || die "needs $* and this machine has no apt-get; install them by hand"
     say "installing packages: $*"
-    local quiet=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300)
-    as_root "${quiet[@]}" install --no-install-recommends "$@" >/dev/null 2>&1 && return
+    local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300)
+    as_root "${apt[@]}" install --no-install-recommends "$@" >/dev/null 2>&1 && return
     # Most often the package lists are missing or old.
-    as_root "${quiet[@]}" update >&2 || say "apt-get update failed; trying with the lists there are"
-    as_root "${quiet[@]}" install --no-install-recommends "$@" >&2 || die "apt-get could not install: $*"
+    as_root "${apt[@]}" update >&2 || say "apt-get update failed; trying with the lists there are"
+    as_root "${apt[@]}" install --no-install-recommends "$@" >&2 || die "apt-get could not install: $*"
 }
 
 # need PROGRAM=PACKAGE...: installs the packages of those programs that are not there. A word without '=' is a package
