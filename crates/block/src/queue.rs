@@ -291,7 +291,8 @@ impl Queue {
         !ready
     }
 
-    fn run_ready(&self) {
+    /// Runs every task that can go on.
+    pub(crate) fn run_ready(&self) {
         loop {
             self.ready.borrow_mut().extend(self.remote.ready.lock().drain(..));
             let Some((slot, generation)) = self.ready.borrow_mut().pop_front() else { return };
