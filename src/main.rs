@@ -1,9 +1,11 @@
 //! The `cowhand` program: the command line, one file for each subcommand.
 
+mod disks;
 mod doctor;
 mod quantity;
 mod run;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -38,7 +40,12 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     if cli.log_level != LevelFilter::OFF {
-        tracing_subscriber::fmt().with_max_level(cli.log_level).with_writer(std::io::stderr).with_target(false).init();
+        tracing_subscriber::fmt()
+            .with_max_level(cli.log_level)
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
+            .init();
     }
     let result = match cli.command {
         Command::Run(args) => run::run(&args),

@@ -4,10 +4,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use cowhand_block::DiskSpec;
+use cowhand_virtio::VirtioDevice;
+use cowhand_virtio::rng::Rng;
 use cowhand_vmm::console::SerialConfig;
 use cowhand_vmm::control::Exit;
-use cowhand_vmm::machine::{self, Config, NamedFile, OnReboot};
+use cowhand_vmm::machine::{self, Config, DeviceError, DeviceSource, NamedFile, OnReboot};
+use cowhand_vmm::signals::SignalEvents;
 
+use crate::disks::Disks;
 use crate::{EXIT_FAILURE, EXIT_USAGE, Failure, quantity};
 
 const EXIT_RESET: u8 = 32;
@@ -34,6 +39,15 @@ pub(crate) struct Args {
     /// The kernel's command line
     #[arg(long, value_name = "STRING", default_value = "console=ttyS0")]
     cmdline: String,
+    /// A disk: path=P,format=qcow2|raw[,id=vda][,readonly=on][,ephemeral=on][,queues=N][,cache=writeback|none|unsafe]
+    /// [,discard=unmap|ignore][,detect-zeroes=off|on|unmap][,backing-format=F][,serial=S][,metadata-cache=SIZE]
+    /// [,block-size=512][,lock=on|off]; a comma inside a value is written twice
+    #[arg(long, value_name = "DISK", value_parser = DiskSpec::parse)]
+    disk: Vec<DiskSpec>,
+    /// Files that images refer to (backing files, data files) may be opened below this directory; may be repeated. Without
+    /// it, each image may refer to files below its own directory
+    #[arg(long, value_name = "DIR")]
+    allow_dir: Vec<PathBuf>,
     /// The guest's memory
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = quantity::size)]
     memory: u64,
@@ -72,9 +86,14 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
         let message = "no kernel: give --kernel FILE (a vmlinuz, and what it needs by --initrd and --cmdline)".into();
         return Err(Failure { message, status: EXIT_USAGE });
     };
+    let kernel = NamedFile::open(kernel)?;
+    let initrd = args.initrd.as_deref().map(NamedFile::open).transpose()?;
+    // Before anything has a thread: from here on a signal cannot end the process with an image half written.
+    let signals = SignalEvents::new()?;
+    let disks = Disks::open(&args.disk, &args.allow_dir, args.cpus)?;
     let config = Config {
-        kernel: NamedFile::open(kernel)?,
-        initrd: args.initrd.as_deref().map(NamedFile::open).transpose()?,
+        kernel,
+        initrd,
         cmdline: args.cmdline.clone(),
         memory: args.memory,
         cpus: args.cpus,
@@ -84,11 +103,24 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
             Reboot::Restart => OnReboot::Restart,
             Reboot::Exit => OnReboot::Exit,
         },
-        devices: Vec::new(),
+        devices: disks.devices().chain([Box::new(RngSource) as Box<dyn DeviceSource>]).collect(),
         panic_line: args.panic_line == Switch::On,
     };
-    let exit = machine::run(&config)?;
-    Ok(report(&exit))
+    let result = machine::run(&config, signals);
+    drop(config);
+    let closed = disks.close();
+    let status = report(&result?);
+    closed?;
+    Ok(status)
+}
+
+/// Where the guest's entropy device comes from.
+struct RngSource;
+
+impl DeviceSource for RngSource {
+    fn make(&self) -> Result<Box<dyn VirtioDevice>, DeviceError> {
+        Ok(Box::new(Rng::new()))
+    }
 }
 
 /// Says why the machine ended, where that is not what was to be expected; gives the exit status.

@@ -15,6 +15,8 @@ mod raw;
 pub mod request;
 pub mod spec;
 mod sync;
+#[cfg(test)]
+mod torture;
 
 pub use chain::OpenPolicy;
 pub use disk::{Disk, DiskQueue, LayerInfo};

@@ -3,6 +3,13 @@
 //! A device implements [`VirtioDevice`]; a transport (virtio-pci in the VMM, vhost-user) negotiates with the guest and
 //! activates it. Section numbers in this crate are those of the virtio 1.2 specification.
 
+pub mod blk;
+pub mod chain;
 pub mod device;
+mod ring;
+pub mod rng;
+
+#[cfg(test)]
+mod testing;
 
 pub use device::{ActivateError, Activation, ActiveQueue, Interrupt, Memory, VirtioDevice};

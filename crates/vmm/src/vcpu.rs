@@ -55,6 +55,7 @@ impl VcpuThread {
             while !control.stopping() {
                 run_once(&mut vcpu, &buses, &control);
             }
+            tracing::debug!("vCPU {index} stopped{}", place(&vcpu));
             finished.store(true, Ordering::Release);
         })?;
         Ok(Self { thread: Some(thread), done })

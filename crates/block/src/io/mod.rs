@@ -201,9 +201,9 @@ pub enum Barrier {
     BeforeMapping,
     /// L2 and L1 entries, before what they no longer name is freed, and before the guest hears that its flush is done.
     Mapping,
-    /// A new refcount table, before the header names it.
+    /// A new refcount table with its blocks, before the header names it.
     NewRefTable,
-    /// The header.
+    /// The header: a new image's, before its making is reported; or autoclear bits taken off, before the first write.
     Header,
     /// A new image's structures, before it is named.
     Create,

@@ -91,9 +91,10 @@ impl Image {
                 meta.retired.push((stamp, snapshot.dropped));
             }
         }
-        if durable {
-            self.commits.fetch_add(1, Ordering::SeqCst);
+        if !durable {
+            return Ok(());
         }
+        self.commits.fetch_add(1, Ordering::SeqCst);
         if let Err(e) = self.reclaim(queue).await {
             // What was asked for is done; what cannot be freed leaks.
             tracing::warn!("cannot free clusters: {e}");
@@ -271,7 +272,8 @@ impl Image {
         })
     }
 
-    /// Changes the header by one write of its first sector. The caller holds the commit lock, or is alone.
+    /// Changes the header by one write of its first sector; when that is to be durable is the caller's to say. The caller holds the
+    /// commit lock, or is alone.
     pub(super) async fn update_header(&self, queue: &Rc<Queue>, change: impl FnOnce(&mut Header)) -> Result<()> {
         let (sector, header) = {
             let state = self.header.lock();
@@ -280,7 +282,6 @@ impl Image {
             (header.encode_fixed(&state.sector).map_err(|e| self.format_error(&e))?, header)
         };
         self.write_metadata(queue, HostOffset::new(0), &sector).await?;
-        self.barrier(queue, Barrier::Header).await?;
         *self.header.lock() = HeaderState { header, sector };
         Ok(())
     }

@@ -47,7 +47,7 @@ struct Meta {
     /// L1 entries that differ from the file, and when they changed last.
     dirty_l1: BTreeMap<usize, u64>,
     /// L2 tables that are not in the file yet, by L1 index.
-    new_tables: HashMap<usize, NewTable>,
+    new_tables: BTreeMap<usize, NewTable>,
     /// Slices that differ from the file, and when they changed last.
     dirty_slices: BTreeMap<Slice, u64>,
     /// Slices being read, and who waits for them.

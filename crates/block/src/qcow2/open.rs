@@ -12,7 +12,7 @@ use super::slices::{SLICE_BYTES, SliceCache};
 use super::{HeaderState, Image, Meta};
 use crate::error::{Error, ErrorKind, Result};
 use crate::grace::Grace;
-use crate::io::File;
+use crate::io::{Barrier, File};
 use crate::node::Node;
 use crate::queue::Queue;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex};
@@ -170,6 +170,7 @@ impl<'a> Opening<'a> {
         if options.writable && stale {
             // What we do not keep up to date must not look valid to the next one who knows it. (Sharp edge 3.)
             image.update_header(queue, |header| header.autoclear = Autoclear::empty()).await?;
+            image.barrier(queue, Barrier::Header).await?;
         }
         Ok(image)
     }

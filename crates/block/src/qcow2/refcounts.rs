@@ -6,7 +6,7 @@
 //! A cluster whose count falls to zero is *quarantined*: it is given out again only once [`release`](Refcounts::release) says that
 //! its punch is done. (Sharp edge 31.)
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 
 use cowhand_qcow2::{FormatError, Geometry, HostOffset, RefTableEntry, refcount};
@@ -65,7 +65,7 @@ pub(super) struct Refcounts {
     geometry: Geometry,
     table_offset: HostOffset,
     table: Vec<RefTableEntry>,
-    blocks: HashMap<u64, Block>,
+    blocks: BTreeMap<u64, Block>,
     /// Blocks that the table on disk does not name yet.
     unnamed: BTreeSet<u64>,
     quarantine: HashSet<u64>,
@@ -103,7 +103,7 @@ impl Refcounts {
             geometry,
             table_offset,
             table,
-            blocks: HashMap::new(),
+            blocks: BTreeMap::new(),
             unnamed: BTreeSet::new(),
             quarantine: HashSet::new(),
             hint: 1,
@@ -200,11 +200,12 @@ impl Refcounts {
 
     /// Gives out up to `wanted` clusters that lie together, each with a count of one from now on.
     pub(super) fn allocate(&mut self, wanted: u64, now: u64) -> Result<Extent, Need> {
-        let mut first = self.hint;
-        while !self.is_free(first)? {
-            first += 1;
+        // The hint moves with the search, so that one that stops to load a block goes on from there: with few blocks in memory,
+        // starting again would need the first ones again, for ever.
+        while !self.is_free(self.hint)? {
+            self.hint += 1;
         }
-        self.hint = first;
+        let first = self.hint;
         self.ensure_block(first, now)?;
         // Making the block may have taken the very cluster.
         if !self.is_free(first)? {

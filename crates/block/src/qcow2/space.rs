@@ -104,7 +104,8 @@ impl Image {
         .await?;
         let mut meta = self.meta.lock();
         let old = meta.refcounts.grown(grown);
-        // The header that dropped the old table is durable.
+        // Not durable yet, but the next commit's first barrier makes it so: before any mapping shows a cluster that only the new table
+        // counts, and before the old table's clusters are freed (which commits do after their barriers).
         let stamp = self.grace.stamp();
         meta.retired.push((stamp, vec![old]));
         Ok(())

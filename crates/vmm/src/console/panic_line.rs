@@ -20,27 +20,44 @@ pub enum Heard {
 }
 
 /// Listens to console output.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct PanicListener {
-    start: usize,
-    end: usize,
-    panicked: bool,
-    in_last_line: bool,
+    waiting_for: Part,
+}
+
+/// The part of the panic's message that comes next, and how much of it was seen.
+#[derive(Debug)]
+enum Part {
+    Start(usize),
+    LastLine(usize),
+    EndOfLine,
+    Nothing,
+}
+
+impl Default for PanicListener {
+    fn default() -> Self {
+        Self { waiting_for: Part::Start(0) }
+    }
 }
 
 impl PanicListener {
     /// Listens to one byte.
     pub fn hear(&mut self, byte: u8) -> Heard {
-        if self.in_last_line {
-            // The line is waited for, so that it is not cut off where it ends on the console.
-            return if byte == b'\n' { Heard::End } else { Heard::Nothing };
-        }
-        if !self.panicked {
-            self.panicked = advance(START, &mut self.start, byte);
-            return if self.panicked { Heard::Panic } else { Heard::Nothing };
-        }
-        self.in_last_line = advance(END, &mut self.end, byte);
-        Heard::Nothing
+        let (next, heard) = match &mut self.waiting_for {
+            Part::Start(matched) => match advance(START, matched, byte) {
+                true => (Part::LastLine(0), Heard::Panic),
+                false => return Heard::Nothing,
+            },
+            Part::LastLine(matched) => match advance(END, matched, byte) {
+                true => (Part::EndOfLine, Heard::Nothing),
+                false => return Heard::Nothing,
+            },
+            // The line's end is waited for, so that it is not cut off on the console.
+            Part::EndOfLine if byte == b'\n' => (Part::Nothing, Heard::End),
+            Part::EndOfLine | Part::Nothing => return Heard::Nothing,
+        };
+        self.waiting_for = next;
+        heard
     }
 }
 

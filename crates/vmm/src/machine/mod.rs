@@ -25,6 +25,7 @@ use crate::control::Exit;
 use crate::kvm::{self, KvmError};
 use crate::memory::MemoryError;
 use crate::pci::PciError;
+use crate::signals::SignalEvents;
 use crate::vcpu;
 use supervisor::Frontend;
 
@@ -126,11 +127,11 @@ impl MachineError {
     }
 }
 
-/// Runs a machine to its end. Must be called before the process has other threads, for signals are blocked here.
+/// Runs a machine to its end; `signals` are those of the process, made before it had other threads.
 ///
 /// # Errors
 /// When the machine cannot be put together; what the guest does is no error but an [`Exit`].
-pub fn run(config: &Config) -> Result<Exit, MachineError> {
+pub fn run(config: &Config, signals: SignalEvents) -> Result<Exit, MachineError> {
     let kvm = kvm::open()?;
     kvm::require(&kvm, arch::REQUIRED)?;
     vcpu::prepare_process().map_err(MachineError::system("signal handler"))?;
@@ -138,7 +139,7 @@ pub fn run(config: &Config) -> Result<Exit, MachineError> {
         SerialConfig::File(file) => MachineError::Console { file: file.clone(), source },
         _ => MachineError::System { what: "console", source },
     })?;
-    let mut frontend = Frontend::new(config)?;
+    let mut frontend = Frontend::new(config, signals)?;
     loop {
         let machine = Machine::new(&kvm, config, &sink)?;
         let exit = frontend.supervise(machine)?;

@@ -43,9 +43,8 @@ struct Input {
 }
 
 impl Frontend {
-    /// Prepares signals, terminal and timer; the time runs from here.
-    pub(super) fn new(config: &Config) -> Result<Self, MachineError> {
-        let signals = SignalEvents::new().map_err(MachineError::system("signals"))?;
+    /// Prepares terminal and timer; the time runs from here.
+    pub(super) fn new(config: &Config, signals: SignalEvents) -> Result<Self, MachineError> {
         let deadline = config.timeout.map(timer).transpose()?;
         let stdio = config.serial == SerialConfig::Stdio;
         let terminal = if stdio { RawTerminal::enter().map_err(MachineError::system("terminal"))? } else { None };

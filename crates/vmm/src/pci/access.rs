@@ -94,3 +94,7 @@ impl BusDevice for ConfigPorts {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "access_test.rs"]
+mod tests;

@@ -61,6 +61,14 @@ pub struct PciHostConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortId(usize);
 
+#[cfg(test)]
+impl PortId {
+    /// The port that was added first.
+    pub(super) fn first() -> Self {
+        Self(0)
+    }
+}
+
 impl fmt::Display for PortId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.0)
@@ -219,3 +227,7 @@ impl fmt::Debug for PciHost {
         f.debug_struct("PciHost").field("ecam", &self.ecam).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[path = "host_test.rs"]
+mod tests;

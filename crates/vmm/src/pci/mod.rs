@@ -20,6 +20,8 @@ mod host_bridge;
 mod msi;
 mod msix;
 mod root_port;
+#[cfg(test)]
+mod testing;
 mod tree;
 mod virtio;
 mod window;

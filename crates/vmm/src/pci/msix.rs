@@ -49,10 +49,12 @@ impl Vector {
     fn connect(&mut self, device_id: u32) {
         let message = MsiMessage { address: self.address, data: self.data, device_id };
         if self.routed != Some(message) {
-            self.disconnect();
             match self.irq.route(message) {
                 Ok(()) => self.routed = Some(message),
-                Err(error) => tracing::debug!(%error, ?message, "an MSI-X vector cannot be routed"),
+                Err(error) => {
+                    tracing::debug!(%error, ?message, "an MSI-X vector cannot be routed");
+                    self.disconnect();
+                }
             }
         }
         if self.pending && self.routed.is_some() {
@@ -203,3 +205,7 @@ impl Msix {
 fn lock(vector: &Mutex<Vector>) -> MutexGuard<'_, Vector> {
     vector.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+#[path = "msix_test.rs"]
+mod tests;

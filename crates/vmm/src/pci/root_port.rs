@@ -288,3 +288,7 @@ fn window(base: u64, limit: u64) -> Option<Window> {
     let len = limit.checked_sub(base)?.checked_add(WINDOW_GRANULE)?;
     Some(Window { base, len })
 }
+
+#[cfg(test)]
+#[path = "root_port_test.rs"]
+mod tests;

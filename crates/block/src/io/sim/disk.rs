@@ -127,12 +127,15 @@ impl SimDisk {
 
     /// The process died: what was in flight is there in part, and all else stays in the kernel's cache.
     pub(super) fn tear_last(&mut self, rng: &mut Rng) {
-        let mut content = self.durable.clone();
-        for change in &mut self.log {
-            let torn = std::mem::take(&mut change.in_flight);
-            apply(&mut content, change, |_| !torn || rng.one_in(2));
+        let mut log = Vec::new();
+        for change in std::mem::take(&mut self.log) {
+            if change.in_flight { log.extend(torn(&change, rng)) } else { log.push(change) }
         }
-        self.current = content;
+        self.log = log;
+        self.current.clone_from(&self.durable);
+        for change in &self.log {
+            apply(&mut self.current, change, |_| true);
+        }
     }
 
     /// The power failed: each change is kept, lost, or torn.
@@ -152,6 +155,27 @@ impl SimDisk {
 
 fn zeros(len: u64) -> io::Result<Vec<u8>> {
     if len > MAX_LEN { Err(io::Error::from_raw_os_error(libc::EFBIG)) } else { Ok(vec![0; len as usize]) }
+}
+
+/// The sectors of a change that reached the file before the end.
+fn torn(change: &Change, rng: &mut Rng) -> Vec<Change> {
+    let part = |at: usize, n: usize| Change {
+        offset: change.offset + at,
+        bytes: change.bytes[at..at + n].to_vec(),
+        length: change.length.map(|_| change.offset + at + n),
+        in_flight: false,
+        dropped: change.dropped,
+    };
+    let mut parts = Vec::new();
+    let mut at = 0;
+    while at < change.bytes.len() {
+        let n = (SECTOR - (change.offset + at) % SECTOR).min(change.bytes.len() - at);
+        if rng.one_in(2) {
+            parts.push(part(at, n));
+        }
+        at += n;
+    }
+    parts
 }
 
 /// Applies the sectors of `change` that `keep` says yes to (asked once a sector, and once for the length).

@@ -70,6 +70,7 @@ struct State {
     faults: Faults,
     skipped: Option<Barrier>,
     flushes: BTreeMap<&'static str, u64>,
+    failed_flushes: u64,
     trace: Option<Vec<String>>,
     handles: u64,
     ticks: u64,
@@ -107,6 +108,7 @@ impl World {
             faults: Faults::default(),
             skipped: None,
             flushes: BTreeMap::new(),
+            failed_flushes: 0,
             trace: None,
             handles: 0,
             ticks: 0,
@@ -128,10 +130,16 @@ impl World {
         self.lock().skipped = barrier;
     }
 
-    /// How many flushes of each reason there were.
+    /// How many flushes were made for this reason.
     #[must_use]
-    pub fn flush_counts(&self) -> BTreeMap<&'static str, u64> {
-        self.lock().flushes.clone()
+    pub fn flushes(&self, barrier: Barrier) -> u64 {
+        self.lock().flushes.get(barrier_name(barrier)).copied().unwrap_or(0)
+    }
+
+    /// How many flushes failed.
+    #[must_use]
+    pub fn failed_flushes(&self) -> u64 {
+        self.lock().failed_flushes
     }
 
     /// From now on keeps a line for each thing that happens.
@@ -267,6 +275,7 @@ impl State {
             Op::Flush { barrier } => {
                 *self.flushes.entry(barrier_name(*barrier)).or_default() += 1;
                 if fails(&mut self.rng, faults.flush) {
+                    self.failed_flushes += 1;
                     self.files[file].disk.fail_flush(&mut self.rng);
                     return error(libc::EIO);
                 }
@@ -424,7 +433,12 @@ impl Storage for World {
     }
 
     fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
-        if self.lock().names.contains_key(path) { Ok(path.to_path_buf()) } else { Err(not_found()) }
+        // The world has one directory.
+        if path == Path::new("/") || self.lock().names.contains_key(path) {
+            Ok(path.to_path_buf())
+        } else {
+            Err(not_found())
+        }
     }
 
     fn driver(&self) -> io::Result<Box<dyn Driver>> {

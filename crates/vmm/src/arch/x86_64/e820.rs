@@ -25,6 +25,7 @@ pub(super) fn map(memory: u64) -> Vec<Range> {
         range(0, layout::LOW_MEMORY_END, RAM),
         range(layout::LOW_MEMORY_END, 0xa_0000, RESERVED),
         range(layout::ACPI_TABLES.start, layout::ACPI_TABLES.end, ACPI),
+        range(layout::BIOS.start, layout::BIOS.end, RESERVED),
     ];
     for (base, len) in layout::ram_ranges(memory) {
         map.push(range(base.max(layout::HIGH_MEMORY), base + len, RAM));

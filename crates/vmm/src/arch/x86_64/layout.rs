@@ -1,7 +1,7 @@
 //! The guest-physical address map, port map and interrupt numbers of the x86_64 machine.
 //!
 //! ```text
-//! 0                 RAM (boot structures below 0x9_fc00, ACPI tables in 0xe_0000..0x10_0000)
+//! 0                 RAM (boot structures below 0x9_fc00, ACPI tables from 0xe_0000, what is there of a BIOS at 0xf_f000)
 //! 0xc000_0000       32-bit PCI window
 //! 0xe000_0000       ECAM, 256 buses
 //! 0xfec0_0000       I/O APIC
@@ -18,7 +18,7 @@ pub const LOW_RAM_LIMIT: u64 = 0xc000_0000;
 /// RAM above the 32-bit hole starts here.
 pub const HIGH_RAM_BASE: u64 = 1 << 32;
 /// The most memory that a guest may have, in bytes: RAM and the 64-bit window stay below AMD's HyperTransport hole at 1012 GiB.
-pub const MAX_MEMORY: u64 = 896 << 30;
+pub const MAX_MEMORY: u64 = 880 << 30;
 /// The least memory that a guest may have, in bytes.
 pub const MIN_MEMORY: u64 = 4 << 20;
 
@@ -37,7 +37,11 @@ pub const CMDLINE_MAX: usize = 0x1_0000;
 /// Conventional memory ends here (where an EBDA would begin).
 pub const LOW_MEMORY_END: u64 = 0x9_fc00;
 /// ACPI tables, the RSDP first: the area where a kernel that was told nothing looks for it.
-pub const ACPI_TABLES: Range<u64> = 0xe_0000..0x10_0000;
+pub const ACPI_TABLES: Range<u64> = 0xe_0000..0xf_f000;
+/// All that there is of a BIOS.
+pub const BIOS: Range<u64> = 0xf_f000..0x10_0000;
+/// Where a real-mode processor starts, and where kernels jump to reboot.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Extended memory; bzImages are loaded here.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 

@@ -34,6 +34,11 @@ pub const REQUIRED: &[(Cap, &str)] = &[
     (Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER"),
 ];
 
+/// The tiny guest (`resources/tiny-guest`): prints, and powers off.
+pub const TINY_GUEST: &[u8] = include_bytes!("../../../../../resources/tiny-guest/x86_64.elf");
+/// What the tiny guest prints.
+pub const TINY_GUEST_SAYS: &str = "hello from the tiny guest";
+
 /// Prepares a new VM for its vCPUs: the pages that VT-x needs for real mode, and the interrupt controllers.
 ///
 /// # Errors
@@ -101,6 +106,14 @@ pub fn instruction_pointer(vcpu: &VcpuFd) -> Option<u64> {
 #[must_use]
 pub fn address_bits(template: &CpuTemplate) -> u32 {
     template.address_bits()
+}
+
+/// Whether the processor shows VT-x or SVM; a KVM without it is one that works in software, and may not run everything.
+#[must_use]
+pub fn hardware_virtualization() -> bool {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    flags.split_whitespace().any(|flag| matches!(flag, "vmx" | "svm"))
 }
 
 fn invalid(what: &'static str) -> KvmError {

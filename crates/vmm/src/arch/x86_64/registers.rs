@@ -5,6 +5,7 @@ use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::boot::EntryPoint;
+use super::platform::{RESET_OFFSET, RESET_VALUE};
 use super::{invalid, layout};
 use crate::kvm::KvmError;
 
@@ -99,10 +100,27 @@ const GDT_ENTRIES: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_fff
 /// The same with 32-bit code.
 const GDT_ENTRIES_32: [u64; 4] = [0, 0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 
-/// Writes what [`enter`] refers to: the GDT, and for 64-bit entry page tables that map the first GiB onto itself.
+/// What stands at the reset vector: 16-bit code that writes the ACPI reset register. Linux reboots a machine with
+/// hardware-reduced ACPI by EFI, and where there is none (here) by a jump to the BIOS's entry in real mode, without ever
+/// trying the reset register itself (`reboot_init()` in arch/x86/kernel/reboot.c).
+const RESET_CODE: [u8; 9] = [
+    0xba,
+    (PORT_RESET & 0xff) as u8,
+    (PORT_RESET >> 8) as u8, // mov $PORT_RESET, %dx
+    0xb0,
+    RESET_VALUE, // mov $RESET_VALUE, %al
+    0xee,        // out %al, %dx
+    0xf4,        // hlt
+    0xeb,
+    0xfd, // jmp to the hlt
+];
+const PORT_RESET: u16 = layout::PORT_ACPI.start + RESET_OFFSET;
+
+/// Writes what [`enter`] refers to, and the reset code: the GDT, and for 64-bit entry page tables that map the first GiB onto itself.
 pub(super) fn write_tables(memory: &GuestMemoryMmap<()>, entry: &EntryPoint) -> Result<(), GuestMemoryError> {
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 1 << 7;
+    memory.write_slice(&RESET_CODE, GuestAddress(layout::RESET_VECTOR))?;
     let long = matches!(entry, EntryPoint::Linux64 { .. });
     let gdt = if long { GDT_ENTRIES } else { GDT_ENTRIES_32 };
     for (offset, descriptor) in (0..).step_by(8).zip(gdt) {

@@ -244,3 +244,7 @@ fn class(device_type: u16) -> u32 {
         _ => 0xff_00_00,
     }
 }
+
+#[cfg(test)]
+#[path = "function_test.rs"]
+mod tests;

@@ -318,3 +318,7 @@ fn set_word(value: &mut u64, select: u32, word: u32) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+#[path = "transport_test.rs"]
+mod tests;

@@ -1,6 +1,6 @@
 /*
  * The tiny guest: the smallest thing that shows a virtual machine at work. `cowhand doctor` runs it on the host's KVM, and
- * tests and measurements boot it with `cowhand run --kernel resources/tiny-guest.elf --cmdline WHAT`.
+ * tests and measurements boot it with `cowhand run --kernel resources/tiny-guest/x86_64.elf --cmdline WHAT`.
  *
  * Entered by the PVH protocol: 32-bit protected mode, no paging, EBX = hvm_start_info. It has no stack. The first letter of
  * the command line says what it does:
@@ -10,7 +10,7 @@
  *      and halts for ever                         K  prints the panic's first line only, and resets
  *   anything else: prints "hello" and powers off
  *
- * resources/build-tiny-guest makes tiny-guest.elf of this; a test holds the two together.
+ * resources/tiny-guest/build makes x86_64.elf of this; a test holds the two together.
  */
         .set    COM1, 0x3f8
         .set    COM1_STATUS, 0x3fd

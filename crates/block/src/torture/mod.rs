@@ -1,0 +1,385 @@
+//! The engine under the simulator: a seed plays a guest with several queues, faults, power cuts and process deaths, and a model
+//! says what each sector may hold.
+//!
+//! [`run`] plays one seed; the tests beside it play many, and show that the simulator bites: with any one barrier taken out, some
+//! seed fails.
+
+mod check;
+mod model;
+
+use std::path::{Path, PathBuf};
+
+use cowhand_qcow2::{ClusterBits, CreateParams};
+
+use self::model::Model;
+use crate::chain::OpenPolicy;
+use crate::disk::{Disk, DiskQueue, block_on};
+use crate::io::sim::{Faults, Rng, World};
+use crate::io::{Barrier, Buffer, Storage};
+use crate::qcow2::create;
+use crate::queue::Queue;
+use crate::request::{Event, Request, RequestQueue, Wait};
+use crate::spec::{DiskSpec, Format};
+use crate::sync::Arc;
+
+const IMAGE: &str = "/disk.qcow2";
+const BASE: &str = "/base.img";
+
+/// What lies below the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Base {
+    None,
+    Raw,
+    Qcow2,
+}
+
+/// What one seed plays.
+#[derive(Clone, Debug)]
+struct Case {
+    cluster_bits: u32,
+    version: u32,
+    refcount_order: u32,
+    sectors: u64,
+    base: Base,
+    queues: usize,
+    tiny_cache: bool,
+    /// Sectors written at the start, so that little more makes the refcount table grow.
+    filled: u64,
+    faults: Faults,
+    skipped: Option<Barrier>,
+    /// Lives end with the power, soon after a flush for this reason.
+    focus: Option<Barrier>,
+}
+
+impl Case {
+    fn of(rng: &mut Rng, focus: Option<Barrier>) -> Self {
+        let growth = focus == Some(Barrier::NewRefTable);
+        let cluster_bits = if growth { 9 } else { [9, 10, 12, 16][rng.below(4) as usize] };
+        let version = if rng.one_in(4) && !growth { 2 } else { 3 };
+        let clusters = match cluster_bits {
+            9 => 1 + rng.below(6000),
+            10 => 1 + rng.below(2000),
+            12 => 1 + rng.below(600),
+            _ => 1 + rng.below(24),
+        };
+        let crowded = cluster_bits == 9 && version == 3 && (growth || rng.one_in(3));
+        let clusters = if crowded { 7000 + rng.below(500) } else { clusters };
+        let sectors = (clusters << (cluster_bits - 9)) + rng.below(1 << (cluster_bits - 9));
+        let faults = if rng.one_in(3) {
+            Faults { io: 60, no_space: 40, short: 10, flush: if rng.one_in(3) { 20 } else { 0 } }
+        } else {
+            Faults { short: if rng.one_in(4) { 8 } else { 0 }, ..Faults::default() }
+        };
+        Self {
+            cluster_bits,
+            version,
+            refcount_order: match version {
+                2 => 4,
+                // A table of one 512-byte cluster names 64 blocks of 64 counts: 2 MiB.
+                _ if crowded => 6,
+                _ => rng.below(7) as u32,
+            },
+            filled: if crowded { 3850 + rng.below(100) } else { 0 },
+            sectors,
+            base: [Base::None, Base::Raw, Base::Qcow2][rng.below(3) as usize],
+            queues: 1 + rng.below(3) as usize,
+            tiny_cache: rng.one_in(2),
+            faults,
+            skipped: None,
+            focus,
+        }
+    }
+}
+
+/// A request in flight.
+struct Flying {
+    op: u64,
+    /// For a read, where the bytes arrive; for a write, where they come from.
+    buffer: Buffer,
+    request: model::Kind,
+}
+
+struct Play {
+    world: World,
+    rng: Rng,
+    case: Case,
+    model: Model,
+    ops: u64,
+}
+
+/// Plays a seed. The error says what went wrong.
+fn run(seed: u64, skipped: Option<Barrier>, focus: Option<Barrier>) -> Result<(), String> {
+    run_traced(seed, skipped, focus, false).map_err(|(what, _)| format!("seed {seed}: {what}"))
+}
+
+fn run_traced(
+    seed: u64,
+    skipped: Option<Barrier>,
+    focus: Option<Barrier>,
+    trace: bool,
+) -> Result<(), (String, Vec<String>)> {
+    let mut rng = Rng::new(seed);
+    let mut case = Case::of(&mut rng, focus);
+    case.skipped = skipped;
+    let world = World::new(rng.next_u64());
+    if trace {
+        world.start_trace();
+        world.note(|| format!("{case:?}"));
+    }
+    let mut play = Play { world: world.clone(), model: Model::new(case.sectors), rng, case, ops: 0 };
+    let result = play.create().and_then(|()| {
+        for _ in 0..4 {
+            play.life()?;
+        }
+        Ok(())
+    });
+    result.map_err(|what| (what, world.trace()))
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+fn make(world: &World, path: &Path, params: &CreateParams) -> Result<(), String> {
+    let file = world.create(path).map_err(text)?;
+    let queue = Queue::new(world.driver().map_err(text)?);
+    let task = {
+        let (queue, path, params) = (queue.clone(), path.to_path_buf(), params.clone());
+        async move { create::create(&queue, &file, &path, &params, false).await }
+    };
+    block_on(&queue, task).map_err(text)?;
+    world.sync_dir(Path::new("/")).map_err(text)
+}
+
+impl Play {
+    fn params(&self) -> CreateParams {
+        CreateParams {
+            version: self.case.version,
+            cluster_bits: ClusterBits::new(self.case.cluster_bits).unwrap(),
+            refcount_order: self.case.refcount_order,
+            ..CreateParams::new(self.case.sectors * 512)
+        }
+    }
+
+    fn create(&mut self) -> Result<(), String> {
+        let mut params = self.params();
+        if self.case.base != Base::None {
+            // Shorter or longer than the overlay.
+            let sectors = 1 + self.rng.below(self.case.sectors * 5 / 4);
+            self.make_base(sectors)?;
+            let format = if self.case.base == Base::Raw { "raw" } else { "qcow2" };
+            params.backing = Some((BASE.as_bytes().to_vec(), format.into()));
+        }
+        make(&self.world, Path::new(IMAGE), &params)?;
+        if self.case.filled > 0 {
+            let mut content = Vec::new();
+            for sector in 0..self.case.filled {
+                let tag = self.model.next_tag();
+                content.extend(model::sector_bytes(sector, tag));
+                self.model.set_initial(sector, tag);
+            }
+            self.fill(IMAGE, &content)?;
+        }
+        Ok(())
+    }
+
+    /// Writes an image from its start, and closes it.
+    fn fill(&self, image: &str, content: &[u8]) -> Result<(), String> {
+        let spec = DiskSpec::new(Path::new(image), Format::Qcow2);
+        let disk = Disk::open(&spec, &self.policy()).map_err(text)?;
+        let mut queue = disk.queue().map_err(text)?;
+        let buffer = Buffer::from_bytes(content);
+        queue.submit(0, Request::Write { offset: 0, data: vec![buffer.seg(0, buffer.len())] });
+        let mut events = Vec::new();
+        while queue.in_flight() > 0 {
+            self.world.step();
+            queue.wait(Wait::Poll, &mut events).map_err(text)?;
+        }
+        drop(queue);
+        disk.close().map_err(text)
+    }
+
+    fn make_base(&mut self, sectors: u64) -> Result<(), String> {
+        let mut content = Vec::new();
+        for sector in 0..sectors {
+            let tag = if self.rng.one_in(3) { 0 } else { self.model.next_tag() };
+            content.extend(model::sector_bytes(sector, tag));
+            self.model.set_initial(sector, tag);
+        }
+        if self.case.base == Base::Raw {
+            self.world.put(Path::new(BASE), content);
+            return Ok(());
+        }
+        let params = CreateParams { cluster_bits: ClusterBits::new(12).unwrap(), ..CreateParams::new(sectors * 512) };
+        make(&self.world, Path::new(BASE), &params)?;
+        self.fill(BASE, &content)
+    }
+
+    fn policy(&self) -> OpenPolicy {
+        OpenPolicy {
+            storage: Arc::new(self.world.clone()),
+            allow_dirs: vec![PathBuf::from("/")],
+            temp_dir: PathBuf::from("/"),
+        }
+    }
+
+    /// Opens the disk, plays a guest, ends in some way, and looks at what is left.
+    fn life(&mut self) -> Result<(), String> {
+        let mut spec = DiskSpec::new(Path::new(IMAGE), Format::Qcow2);
+        if self.case.tiny_cache {
+            spec.metadata_cache = Some(1);
+        }
+        let disk = Disk::open(&spec, &self.policy()).map_err(text)?;
+        self.world.set_faults(self.case.faults);
+        self.world.skip_barrier(self.case.skipped);
+        let mut queues: Vec<(DiskQueue, Vec<Flying>)> = Vec::new();
+        for _ in 0..self.case.queues {
+            queues.push((disk.queue().map_err(text)?, Vec::new()));
+        }
+        let failed_before = self.world.failed_flushes();
+        let mut left = self.rng.below(600);
+        let seen = self.focused_flushes();
+        while left > 0 {
+            self.act(&mut queues)?;
+            left -= 1;
+            if self.focused_flushes() > seen {
+                left = left.min(self.rng.below(8));
+            }
+        }
+        // After a failed flush the kernel shows pages as written that are not; only this process knows. Its death would hide
+        // that from its successor, which no program can help: such a life ends with the power.
+        let end = if self.world.failed_flushes() > failed_before || self.case.focus.is_some() {
+            1
+        } else {
+            self.rng.below(3)
+        };
+        let mut durable = end == 1;
+        if end == 0 {
+            // A quiet end: everything is answered, then closed.
+            self.world.set_faults(Faults::default());
+            while queues.iter().any(|(_, flying)| !flying.is_empty()) {
+                self.settle(&mut queues)?;
+            }
+            drop(queues);
+            let closed = disk.close();
+            if closed.is_ok() {
+                self.model.flushed(u64::MAX);
+                self.world.kill_process();
+            } else {
+                self.world.cut_power();
+            }
+            durable = true;
+        } else {
+            self.world.set_faults(Faults::default());
+            self.world.skip_barrier(None);
+            if end == 1 {
+                self.world.cut_power()
+            } else {
+                self.world.kill_process()
+            }
+            disk.forget();
+            drop(queues);
+        }
+        self.world.set_faults(Faults::default());
+        self.world.skip_barrier(None);
+        self.inspect(durable)
+    }
+
+    fn focused_flushes(&self) -> u64 {
+        self.case.focus.map_or(0, |barrier| self.world.flushes(barrier))
+    }
+
+    /// One thing happens: a request, an operation's end, or a queue looks.
+    fn act(&mut self, queues: &mut [(DiskQueue, Vec<Flying>)]) -> Result<(), String> {
+        let at = self.rng.below(queues.len() as u64) as usize;
+        match self.rng.below(10) {
+            0..=2 if queues[at].1.len() < 8 => {
+                self.submit(&mut queues[at]);
+                Ok(())
+            }
+            0..=6 => {
+                self.world.step();
+                Ok(())
+            }
+            _ => self.look(&mut queues[at]),
+        }
+    }
+
+    fn settle(&mut self, queues: &mut [(DiskQueue, Vec<Flying>)]) -> Result<(), String> {
+        self.world.step();
+        for queue in queues {
+            self.look(queue)?;
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, queue: &mut (DiskQueue, Vec<Flying>)) {
+        let kind = match self.rng.below(20) {
+            0..=8 => model::Kind::Write,
+            9..=12 => model::Kind::Read,
+            13..=14 => model::Kind::Discard,
+            15..=16 => model::Kind::Zero,
+            _ => model::Kind::Flush,
+        };
+        let cluster = 1u64 << (self.case.cluster_bits - 9);
+        let longest = if self.rng.one_in(8) { self.case.sectors } else { cluster * 3 };
+        let first = self.rng.below(self.case.sectors);
+        let count = 1 + self.rng.below(longest.min(self.case.sectors - first));
+        let range = first..first + count;
+        if kind != model::Kind::Flush && self.model.is_busy(&range) {
+            return;
+        }
+        let (offset, len) = (first * 512, count * 512);
+        self.ops += 1;
+        let op = self.ops;
+        let buffer = Buffer::from_bytes(&self.model.begin(op, kind, range));
+        let data = || vec![buffer.seg(0, buffer.len())];
+        let request = match kind {
+            model::Kind::Write => Request::Write { offset, data: data() },
+            model::Kind::Read => Request::Read { offset, data: data() },
+            model::Kind::Discard => Request::Discard { offset, len },
+            model::Kind::Zero => Request::WriteZeroes { offset, len, unmap: self.rng.one_in(2) },
+            model::Kind::Flush => Request::Flush,
+        };
+        self.world.note(|| format!("op {op}: {kind:?} sectors {first}+{count}"));
+        queue.0.submit(op, request);
+        queue.1.push(Flying { op, buffer, request: kind });
+    }
+
+    fn look(&mut self, queue: &mut (DiskQueue, Vec<Flying>)) -> Result<(), String> {
+        let mut events = Vec::new();
+        queue.0.wait(Wait::Poll, &mut events).map_err(text)?;
+        for event in events {
+            let Event::Done { tag, result, .. } = event else { continue };
+            let at = queue.1.iter().position(|f| f.op == tag).ok_or("a request was answered twice")?;
+            let flying = queue.1.swap_remove(at);
+            self.world.note(|| format!("op {tag} done: {result:?}"));
+            self.model.end(tag, flying.request, result.is_ok(), &flying.buffer)?;
+        }
+        Ok(())
+    }
+
+    /// After an end: the image is sound, and every sector holds what it may.
+    fn inspect(&mut self, durable: bool) -> Result<(), String> {
+        let image = self.world.content(Path::new(IMAGE)).ok_or("the image is gone")?;
+        check::check(&image).map_err(|e| format!("after the end: {e}"))?;
+        let spec = DiskSpec { readonly: true, ..DiskSpec::new(Path::new(IMAGE), Format::Qcow2) };
+        let disk = Disk::open(&spec, &self.policy()).map_err(text)?;
+        let mut queue = disk.queue().map_err(text)?;
+        let buffer = Buffer::zeroed(self.case.sectors as usize * 512);
+        queue.submit(0, Request::Read { offset: 0, data: vec![buffer.seg(0, buffer.len())] });
+        let mut events = Vec::new();
+        while events.is_empty() {
+            self.world.step();
+            queue.wait(Wait::Poll, &mut events).map_err(text)?;
+        }
+        if let Some(Event::Done { result: Err(e), .. }) = events.pop() {
+            return Err(format!("reading back: {e}"));
+        }
+        self.model.survive(&buffer, durable)
+    }
+}
+
+#[cfg(test)]
+#[path = "torture_test.rs"]
+mod tests;

@@ -1,0 +1,384 @@
+//! Serves one queue of a block device: takes chains, asks the engine, and puts what has completed into the used ring.
+//!
+//! A worker runs on a thread of its own, which is the only one that touches the queue and the engine's queue. It needs no
+//! lock and, once warm, no allocation. Guest memory that the engine works on stays mapped because the worker holds it
+//! (`guard`) until nothing is in flight or the engine's queue is gone.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use cowhand_block::io::IoSeg;
+use cowhand_block::{Event, Request, RequestQueue, Wait};
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::BlockBackend;
+use super::failed::FailedQueue;
+use super::request::{Context, Failure, Parsed};
+use super::settings::BlockSettings;
+use crate::chain::Chain;
+use crate::device::{ActiveQueue, Interrupt, Memory};
+use crate::ring::{self, RingError};
+
+const TAG_KICK: u64 = 0;
+const TAG_STOP: u64 = 1;
+const STATUS_OK: u8 = VIRTIO_BLK_S_OK as u8;
+const STATUS_IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
+
+/// What a worker is made of.
+pub struct WorkerParts {
+    /// The queue that it serves.
+    pub queue: ActiveQueue,
+    /// Signalled (non-blocking eventfd) when the worker shall drain and return.
+    pub stop: EventFd,
+    /// Guest memory.
+    pub memory: Memory,
+    /// How to interrupt the driver.
+    pub interrupt: Arc<dyn Interrupt>,
+    /// The disk.
+    pub backend: Arc<dyn BlockBackend>,
+    /// What the device says while the worker runs.
+    pub settings: Arc<BlockSettings>,
+}
+
+/// A chain whose engine requests are in flight.
+struct InFlight {
+    head: u16,
+    status: GuestAddress,
+    /// Bytes to report as written, status included, when all goes well.
+    len: u32,
+    /// Bytes to report otherwise: those that certainly were written, from the first on.
+    len_failed: u32,
+    /// Engine requests that have not completed.
+    left: u32,
+    failed: bool,
+    /// A flush has to follow before the chain is complete.
+    flush: bool,
+}
+
+/// Serves one queue.
+pub struct BlockWorker {
+    index: u16,
+    queue: Queue,
+    kick: EventFd,
+    stop: EventFd,
+    memory: Memory,
+    interrupt: Arc<dyn Interrupt>,
+    backend: Arc<dyn BlockBackend>,
+    read_only: bool,
+    max_discard: u64,
+    settings: Arc<BlockSettings>,
+    guard: Arc<GuestMemoryMmap>,
+    /// What is in flight, by the tag that its engine requests carry.
+    slots: Vec<Option<InFlight>>,
+    free: Vec<usize>,
+    chain: Chain,
+    requests: Vec<Request>,
+    pool: Vec<Vec<IoSeg>>,
+    /// Chains put into the used ring since the driver was last told.
+    used: bool,
+    broken: bool,
+    failure_reported: bool,
+}
+
+impl BlockWorker {
+    /// A worker that serves nothing yet; call it from any thread.
+    #[must_use]
+    pub fn new(parts: WorkerParts) -> Self {
+        let size = usize::from(parts.queue.queue.size());
+        Self {
+            index: parts.queue.index,
+            queue: parts.queue.queue,
+            kick: parts.queue.kick,
+            stop: parts.stop,
+            guard: parts.memory.memory().into_inner(),
+            memory: parts.memory,
+            interrupt: parts.interrupt,
+            read_only: parts.backend.read_only(),
+            max_discard: parts.backend.limits().max_discard,
+            backend: parts.backend,
+            settings: parts.settings,
+            slots: (0..size).map(|_| None).collect(),
+            free: (0..size).rev().collect(),
+            chain: Chain::new(),
+            requests: Vec::new(),
+            pool: Vec::new(),
+            used: false,
+            broken: false,
+            failure_reported: false,
+        }
+    }
+
+    /// Serves the queue on this thread until told to stop; all that was taken from the queue is completed then. Gives the
+    /// queue back as it stands.
+    pub fn run(mut self) -> ActiveQueue {
+        match self.open() {
+            Ok(engine) => self.serve(engine),
+            Err(error) => {
+                self.report(&error);
+                self.interrupt.signal_needs_reset();
+                self.serve_failing();
+            }
+        }
+        ActiveQueue { index: self.index, queue: self.queue, kick: self.kick }
+    }
+
+    fn open(&self) -> Result<Box<dyn RequestQueue>, cowhand_block::Error> {
+        let mut engine = self.backend.open_queue()?;
+        self.watch(&mut *engine).map_err(|error| cowhand_block::Error::io("cannot watch a queue's eventfd", error))?;
+        Ok(engine)
+    }
+
+    fn watch(&self, engine: &mut dyn RequestQueue) -> io::Result<()> {
+        engine.watch(self.kick.as_raw_fd(), TAG_KICK)?;
+        engine.watch(self.stop.as_raw_fd(), TAG_STOP)
+    }
+
+    /// Serves until told to stop; when the engine's driver fails, goes on failing all requests.
+    fn serve(&mut self, mut engine: Box<dyn RequestQueue>) {
+        if let Err(error) = self.run_on(&mut *engine) {
+            // Only without its queue does the engine certainly leave guest memory alone.
+            drop(engine);
+            self.report(&error);
+            self.fail_all();
+            self.interrupt.signal_needs_reset();
+            self.serve_failing();
+        }
+    }
+
+    /// Fails all requests until told to stop.
+    fn serve_failing(&mut self) {
+        let served = FailedQueue::new().and_then(|mut queue| {
+            self.watch(&mut queue)?;
+            self.run_on(&mut queue)
+        });
+        if let Err(error) = served {
+            tracing::error!(%error, queue = self.index, "a disk's queue is not served any more");
+            self.fail_all();
+        }
+    }
+
+    /// Takes, waits and completes until told to stop and drained.
+    fn run_on(&mut self, engine: &mut dyn RequestQueue) -> io::Result<()> {
+        let mut events = Vec::with_capacity(self.slots.len() + 2);
+        let mut stopping = false;
+        loop {
+            let more = !stopping && self.take(engine);
+            self.notify();
+            if stopping && self.idle() {
+                return Ok(());
+            }
+            engine.wait(if more { Wait::Poll } else { Wait::Block }, &mut events)?;
+            for event in events.drain(..) {
+                match event {
+                    Event::Ready { tag: TAG_STOP } => stopping = true,
+                    Event::Ready { .. } => {}
+                    Event::Done { tag, result, data } => {
+                        if let Err(error) = &result {
+                            self.report(error);
+                        }
+                        self.recycle(data);
+                        self.done(engine, tag, result.is_ok());
+                    }
+                }
+            }
+            self.notify();
+        }
+    }
+
+    /// Whether nothing is in flight.
+    fn idle(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+
+    /// Takes chains while there are any and room for them. Says whether more may be there, for which nobody will wake us.
+    fn take(&mut self, engine: &mut dyn RequestQueue) -> bool {
+        if self.broken {
+            return false;
+        }
+        if self.idle() {
+            self.guard = self.memory.memory().into_inner();
+        }
+        let memory = self.guard.clone();
+        self.take_from(engine, &memory).unwrap_or_else(|error| {
+            self.break_down(&error);
+            false
+        })
+    }
+
+    fn take_from(&mut self, engine: &mut dyn RequestQueue, memory: &GuestMemoryMmap) -> Result<bool, RingError> {
+        // Bounded, so that a driver which feeds us faster than we fail its chains cannot keep us from stopping.
+        let mut budget = self.queue.size();
+        loop {
+            self.queue.disable_notification(memory)?;
+            while let Some(slot) = self.free.last().copied() {
+                if budget == 0 {
+                    return Ok(true);
+                }
+                let Some(chain) = self.queue.iter(memory)?.next() else { break };
+                budget -= 1;
+                let head = chain.head_index();
+                self.chain.fill(chain);
+                self.start(engine, memory, head, slot)?;
+            }
+            if self.free.is_empty() {
+                // A completion makes room, and brings us back here.
+                return Ok(false);
+            }
+            if !self.queue.enable_notification(memory)? {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Asks the engine for what the chain in `self.chain` wants, or completes it at once.
+    fn start(
+        &mut self,
+        engine: &mut dyn RequestQueue,
+        memory: &GuestMemoryMmap,
+        head: u16,
+        slot: usize,
+    ) -> Result<(), RingError> {
+        let Some(status) = self.chain.last_writable_byte() else {
+            tracing::debug!(queue = self.index, head, "a chain has no status byte");
+            return self.add_used(memory, head, 0);
+        };
+        let context = Context {
+            memory,
+            size: self.backend.size(),
+            read_only: self.read_only,
+            max_discard: self.max_discard,
+            settings: &self.settings,
+        };
+        // SAFETY: `memory` is `self.guard`, which is replaced or dropped only while nothing is in flight, or after the
+        // engine's queue has been dropped.
+        let parsed = unsafe { context.parse(&self.chain, &mut self.requests, &mut self.pool) };
+        let data_len = self.chain.writable_len() - 1;
+        let len_failed = u32::from(data_len == 0);
+        match parsed {
+            Ok(Parsed::Submit { writes }) => {
+                let flush = writes && !self.settings.writeback();
+                let left = self.requests.len() as u32;
+                let len = u32::try_from(data_len + 1).unwrap_or(u32::MAX);
+                self.free.pop();
+                self.slots[slot] = Some(InFlight { head, status, len, len_failed, left, failed: false, flush });
+                for request in self.requests.drain(..) {
+                    engine.submit(slot as u64, request);
+                }
+                Ok(())
+            }
+            // The status is written behind what may be a gap, which the length must not cover.
+            Ok(Parsed::Done { len }) => {
+                let len = if u64::from(len) == data_len { len + 1 } else { len };
+                self.complete(memory, head, status, STATUS_OK, len)
+            }
+            Err(Failure(code)) => self.complete(memory, head, status, code, len_failed),
+        }
+    }
+
+    /// One engine request of the chain in slot `tag` has completed.
+    fn done(&mut self, engine: &mut dyn RequestQueue, tag: u64, ok: bool) {
+        let slot = tag as usize;
+        let Some(flight) = self.slots.get_mut(slot).and_then(Option::as_mut) else {
+            tracing::error!(queue = self.index, tag, "the engine completed a request that is not in flight");
+            return;
+        };
+        flight.failed |= !ok;
+        flight.left -= 1;
+        if flight.left > 0 {
+            return;
+        }
+        if flight.flush && !flight.failed {
+            flight.flush = false;
+            flight.left = 1;
+            engine.submit(tag, Request::Flush);
+            return;
+        }
+        self.finish(slot);
+    }
+
+    /// Completes the chain in a slot, and frees the slot.
+    fn finish(&mut self, slot: usize) {
+        let Some(flight) = self.slots.get_mut(slot).and_then(Option::take) else { return };
+        self.free.push(slot);
+        let memory = self.guard.clone();
+        let (status, len) = if flight.failed { (STATUS_IOERR, flight.len_failed) } else { (STATUS_OK, flight.len) };
+        if let Err(error) = self.complete(&memory, flight.head, flight.status, status, len) {
+            self.break_down(&error);
+        }
+    }
+
+    /// Fails whatever is in flight. The engine's queue has been dropped.
+    fn fail_all(&mut self) {
+        for slot in 0..self.slots.len() {
+            if let Some(flight) = &mut self.slots[slot] {
+                flight.failed = true;
+                self.finish(slot);
+            }
+        }
+        self.notify();
+    }
+
+    fn complete(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        head: u16,
+        at: GuestAddress,
+        status: u8,
+        len: u32,
+    ) -> Result<(), RingError> {
+        // A status byte outside memory is the driver's loss; its chain comes back all the same.
+        let len = if memory.write_obj(status, at).is_ok() { len } else { 0 };
+        self.add_used(memory, head, len)
+    }
+
+    fn add_used(&mut self, memory: &GuestMemoryMmap, head: u16, len: u32) -> Result<(), RingError> {
+        self.used |= ring::add_used(&mut self.queue, memory, head, len)?;
+        Ok(())
+    }
+
+    /// Tells the driver of what has been added to the used ring, if it wants to know.
+    fn notify(&mut self) {
+        if !std::mem::take(&mut self.used) || self.broken {
+            return;
+        }
+        let memory = self.guard.clone();
+        match ring::wants_interrupt(&mut self.queue, &memory) {
+            Ok(true) => self.interrupt.signal_queue(self.index),
+            Ok(false) => {}
+            Err(error) => self.break_down(&error),
+        }
+    }
+
+    /// The ring cannot be used any more until the driver has reset the device.
+    fn break_down(&mut self, error: &RingError) {
+        if !self.broken {
+            tracing::warn!(%error, queue = self.index, "a disk's queue needs a reset");
+            self.broken = true;
+            self.interrupt.signal_needs_reset();
+        }
+    }
+
+    fn recycle(&mut self, mut data: Vec<IoSeg>) {
+        if data.capacity() > 0 && self.pool.len() < self.slots.len() {
+            data.clear();
+            self.pool.push(data);
+        }
+    }
+
+    /// The first failure is told loudly; a guest can repeat it as often as it likes.
+    fn report(&mut self, error: &dyn std::fmt::Display) {
+        if std::mem::replace(&mut self.failure_reported, true) {
+            tracing::debug!(%error, queue = self.index, "a disk request failed");
+        } else {
+            tracing::warn!(%error, queue = self.index, "a disk request failed");
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "worker_test.rs"]
+mod tests;
