@@ -1,6 +1,9 @@
 //! `cowhand run` with what cannot be run: one line that names the file and says what is wrong, and the fitting status.
 
-#![expect(clippy::unwrap_used, reason = "clippy takes only functions marked #[test] for tests; the helpers here are, too")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy takes only functions marked #[test] for tests; the helpers here are, too"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
