@@ -141,6 +141,11 @@ impl Refcounts {
         (cluster / entries, (cluster % entries) as usize)
     }
 
+    /// Whether a block is in memory.
+    pub(super) fn is_loaded(&self, index: u64) -> bool {
+        self.blocks.contains_key(&index)
+    }
+
     /// Takes a block that was read. Clean blocks make room for it when there are too many.
     pub(super) fn loaded(&mut self, index: u64, bytes: &[u8]) {
         while self.blocks.len() >= self.max_blocks {
