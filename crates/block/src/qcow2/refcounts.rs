@@ -51,6 +51,15 @@ pub(super) struct Extent {
     pub(super) zeroed: bool,
 }
 
+impl Extent {
+    /// What is left of it behind its first `clusters` (at most all).
+    pub(super) fn without_first(self, geometry: &Geometry, clusters: u64) -> Self {
+        let skipped = clusters.min(self.clusters);
+        let host = HostOffset::new(self.host.get() + (skipped << geometry.cluster_bits.bits()));
+        Self { host, clusters: self.clusters - skipped, ..self }
+    }
+}
+
 /// What the commit writes of the refcounts.
 #[derive(Debug, Default)]
 pub(super) struct RefcountWrites {
@@ -130,6 +139,11 @@ impl Refcounts {
     fn split(&self, cluster: u64) -> (u64, usize) {
         let entries = self.geometry.refcount_block_entries();
         (cluster / entries, (cluster % entries) as usize)
+    }
+
+    /// Whether a block is in memory.
+    pub(super) fn is_loaded(&self, index: u64) -> bool {
+        self.blocks.contains_key(&index)
     }
 
     /// Takes a block that was read. Clean blocks make room for it when there are too many.

@@ -69,7 +69,7 @@ fn create_cut_short(seed: u64, skipped: Option<Barrier>) -> Result<(), String> {
     }
     let made = queue.live_tasks() == 0;
     world.cut_power();
-    queue.abandon_tasks();
+    queue.shut_down();
     let image = world.content(Path::new(IMAGE)).ok_or("the image is gone")?;
     match cowhand_qcow2::Header::probe(&image) {
         true => check::check(&image),
