@@ -82,7 +82,7 @@ impl Image {
         self.commit(queue, super::commit::Until::Mapping).await?;
         let _commit = self.commit_lock.lock().await;
         let grown = {
-            let meta = self.meta.lock();
+            let mut meta = self.meta.lock();
             if (meta.refcounts.table().1.len() as u64) > index {
                 return Ok(());
             }
