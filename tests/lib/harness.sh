@@ -60,7 +60,7 @@ world_processors=$(($(nproc) < 2 ? $(nproc) : 2))
 world() {
     local dir=$1 seconds=$2 status=0
     shift 2
-    "$REPO/tools/world" run --bin "$BIN" --files "$dir/files" --script "$dir/script" --out "$dir/out" \
+    setpriv --pdeathsig TERM "$REPO/tools/world" run --bin "$BIN" --files "$dir/files" --script "$dir/script" --out "$dir/out" \
         --timeout "$seconds" --smp "$world_processors" "$@" >"$dir/world.log" 2>&1 || status=$?
     if [ "$status" != 0 ]; then
         not_ok "$(basename "$dir"): the world's script ends with status 0, not $status"

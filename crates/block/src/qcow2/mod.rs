@@ -9,7 +9,8 @@
 //! before the next commit.
 //!
 //! Lock order: cluster range locks ([`Image::ranges`]), then the table lock ([`Image::tables`]), then the commit lock
-//! ([`Image::commit_lock`]), all held across I/O by tasks; last, and never across I/O, the metadata lock ([`Image::meta`]).
+//! ([`Image::commit_lock`]), then that of refcount block reads ([`Image::refblock_loads`]), all held across I/O by tasks; last,
+//! and never across I/O, the metadata lock ([`Image::meta`]).
 
 mod commit;
 mod compressed;
@@ -107,6 +108,9 @@ pub(crate) struct Image {
     /// Serialises making and copying L2 tables.
     tables: AsyncMutex,
     commit_lock: AsyncMutex,
+    /// Serialises reading refcount blocks: a read that another one overtakes, together with a change, its commit and the
+    /// block's eviction, would bring the old counts back.
+    refblock_loads: AsyncMutex,
     /// Counts finished commits: of several flushes that wait, one commits for all.
     commits: AtomicU64,
     grace: Arc<Grace>,

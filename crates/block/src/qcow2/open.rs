@@ -163,6 +163,7 @@ impl<'a> Opening<'a> {
             ranges: Default::default(),
             tables: Default::default(),
             commit_lock: Default::default(),
+            refblock_loads: Default::default(),
             commits: AtomicU64::new(0),
             grace: Arc::new(Grace::default()),
             flush_failed: AtomicBool::new(false),

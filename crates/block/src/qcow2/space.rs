@@ -50,6 +50,10 @@ impl Image {
     }
 
     async fn load_refblock(&self, queue: &Rc<Queue>, index: u64, place: HostOffset) -> Result<()> {
+        let _loads = self.refblock_loads.lock().await;
+        if self.meta.lock().refcounts.is_loaded(index) {
+            return Ok(());
+        }
         let read = queue.read_buffer(&self.file, place.get(), self.cluster_size() as usize).await;
         let bytes = read.map_err(|e| self.io_error("cannot read a refcount block", place.get(), e))?;
         self.meta.lock().refcounts.loaded(index, &bytes);
@@ -78,7 +82,7 @@ impl Image {
         self.commit(queue, super::commit::Until::Mapping).await?;
         let _commit = self.commit_lock.lock().await;
         let grown = {
-            let meta = self.meta.lock();
+            let mut meta = self.meta.lock();
             if (meta.refcounts.table().1.len() as u64) > index {
                 return Ok(());
             }

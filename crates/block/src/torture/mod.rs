@@ -383,3 +383,7 @@ impl Play {
 #[cfg(test)]
 #[path = "torture_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "fault_test.rs"]
+mod fault_tests;

@@ -69,7 +69,7 @@ fn create_cut_short(seed: u64, skipped: Option<Barrier>) -> Result<(), String> {
     }
     let made = queue.live_tasks() == 0;
     world.cut_power();
-    queue.abandon_tasks();
+    queue.shut_down();
     let image = world.content(Path::new(IMAGE)).ok_or("the image is gone")?;
     match cowhand_qcow2::Header::probe(&image) {
         true => check::check(&image),
@@ -142,10 +142,7 @@ fn without_the_barrier_after_autoclear_bits_a_seed_fails_edge_03() {
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    let trace = |seed| match run_traced(seed, Some(Barrier::BeforeMapping), None, true) {
-        Ok(()) => None,
-        Err(failed) => Some(failed),
-    };
+    let trace = |seed| run_traced(seed, Some(Barrier::BeforeMapping), None, true).err();
     let seed = (0..BITE_WITHIN).find(|&seed| trace(seed).is_some()).unwrap();
     assert_eq!(trace(seed), trace(seed));
 }

@@ -12,6 +12,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::BlockBackend;
+use crate::testing::allocations;
 
 pub struct FakeDisk {
     pub data: Mutex<Vec<u8>>,
@@ -28,6 +29,10 @@ pub struct FakeDisk {
     pub hold: AtomicBool,
     pub in_flight: AtomicU64,
     pub dropped: AtomicU64,
+    /// Nothing is logged.
+    pub quiet: AtomicBool,
+    /// Allocations of the serving thread when it last waited.
+    pub allocations: AtomicU64,
     /// Signalled to let a queue look at `hold` and `driver_fails` again.
     pub poke: EventFd,
 }
@@ -47,6 +52,8 @@ impl FakeDisk {
             hold: AtomicBool::new(false),
             in_flight: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
+            quiet: AtomicBool::new(false),
+            allocations: AtomicU64::new(0),
             poke: EventFd::new(EFD_NONBLOCK).unwrap(),
         }
     }
@@ -138,18 +145,9 @@ impl FakeQueue {
 
 impl RequestQueue for FakeQueue {
     fn submit(&mut self, tag: u64, request: Request) {
-        let text = match &request {
-            Request::Read { offset, data } => {
-                format!("read {offset}+{}", data.iter().map(IoSeg::len).sum::<usize>())
-            }
-            Request::Write { offset, data } => {
-                format!("write {offset}+{}", data.iter().map(IoSeg::len).sum::<usize>())
-            }
-            Request::Flush => "flush".into(),
-            Request::Discard { offset, len } => format!("discard {offset}+{len}"),
-            Request::WriteZeroes { offset, len, unmap } => format!("zero {offset}+{len} unmap={unmap}"),
-        };
-        self.disk.log.lock().unwrap().push(text);
+        if !self.disk.quiet.load(Ordering::SeqCst) {
+            self.disk.log.lock().unwrap().push(describe(&request));
+        }
         self.disk.in_flight.fetch_add(1, Ordering::SeqCst);
         self.queued.push_back((tag, request));
     }
@@ -160,6 +158,7 @@ impl RequestQueue for FakeQueue {
 
     fn wait(&mut self, mode: Wait, events: &mut Vec<Event>) -> io::Result<()> {
         let before = events.len();
+        self.disk.allocations.store(allocations(), Ordering::SeqCst);
         loop {
             if self.disk.driver_fails.load(Ordering::SeqCst) {
                 return Err(io::Error::other("the ring is gone"));
@@ -184,5 +183,19 @@ impl RequestQueue for FakeQueue {
 
     fn in_flight(&self) -> usize {
         self.queued.len()
+    }
+}
+
+fn describe(request: &Request) -> String {
+    match request {
+        Request::Read { offset, data } => {
+            format!("read {offset}+{}", data.iter().map(IoSeg::len).sum::<usize>())
+        }
+        Request::Write { offset, data } => {
+            format!("write {offset}+{}", data.iter().map(IoSeg::len).sum::<usize>())
+        }
+        Request::Flush => "flush".into(),
+        Request::Discard { offset, len } => format!("discard {offset}+{len}"),
+        Request::WriteZeroes { offset, len, unmap } => format!("zero {offset}+{len} unmap={unmap}"),
     }
 }

@@ -582,6 +582,27 @@ fn queue_that_cannot_be_opened_fails_all_requests() {
 }
 
 #[test]
+fn warm_worker_allocates_nothing() {
+    let mut world = World::new(disk());
+    world.disk.quiet.store(true, SeqCst);
+    world.range(DATA + 0x2000, 0, 8, 0);
+    let mut run = |times| {
+        for n in 0..times {
+            world.request(n % 2, 4, &[(DATA, 512, if n % 2 == 0 { WRITE } else { 0 })]);
+            world.request(1, 8, &[(DATA, 512, 0), (DATA + 4096, 1536, 0)]);
+            world.request(11, 0, &[(DATA + 0x2000, 16, 0)]);
+            world.request(8, 0, &[(DATA, 20, WRITE)]);
+            world.request(4, 0, &[]);
+        }
+        world.disk.allocations.load(SeqCst)
+    };
+    let warm = run(50);
+
+    assert!(warm > 0, "nothing is counted");
+    assert_eq!(run(200), warm);
+}
+
+#[test]
 fn engine_disk_keeps_what_was_written_and_flushed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk.raw");

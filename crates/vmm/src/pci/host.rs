@@ -3,6 +3,7 @@
 //! Locks: the allocator's, while a port is made. Devices are called without it.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cowhand_virtio::{Memory, VirtioDevice};
@@ -91,6 +92,7 @@ pub struct PciHost {
     pio: Arc<Bus>,
     ecam: Ecam,
     resources: Mutex<Resources>,
+    down: AtomicBool,
 }
 
 impl PciHost {
@@ -116,7 +118,15 @@ impl PciHost {
         let machine =
             Machine { mmio: config.mmio, msi: config.msi, doorbells: config.doorbells, memory: config.memory };
         let resources = Mutex::new(resources);
-        Ok(Self { tree, ports_device, machine, pio: config.pio, ecam: config.ecam, resources })
+        Ok(Self {
+            tree,
+            ports_device,
+            machine,
+            pio: config.pio,
+            ecam: config.ecam,
+            resources,
+            down: AtomicBool::new(false),
+        })
     }
 
     /// Adds a root port with an empty slot, before the guest first runs.
@@ -178,6 +188,9 @@ impl PciHost {
 
     /// Takes the port's device out without asking the guest; the device is stopped and drained. Says whether there was one.
     ///
+    /// For guests that do not answer [`request_removal`](Self::request_removal): virtio drivers of Linux (seen in 6.1) wait
+    /// without end for a device that is gone to confirm its reset, and such a guest cannot shut down any more.
+    ///
     /// # Errors
     /// When there is no such port.
     pub fn remove(&self, id: PortId) -> Result<bool, PciError> {
@@ -199,8 +212,12 @@ impl PciHost {
         self.ports_device.reset();
     }
 
-    /// Stops and drains all devices for good, and takes everything off the buses.
+    /// Stops and drains all devices for good, and takes everything off the buses. Once is enough; dropping the host does it
+    /// too.
     pub fn shutdown(&self) {
+        if self.down.swap(true, Ordering::AcqRel) {
+            return;
+        }
         for port in self.tree.ports() {
             port.shutdown();
         }
@@ -219,6 +236,13 @@ impl PciHost {
 
     fn resources(&self) -> MutexGuard<'_, Resources> {
         self.resources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for PciHost {
+    fn drop(&mut self) {
+        // The buses hold the tree, and the tree's devices hold the buses: nothing would ever be dropped otherwise.
+        self.shutdown();
     }
 }
 

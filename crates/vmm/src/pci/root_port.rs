@@ -137,6 +137,11 @@ impl RootPort {
         state.device = Some(device);
         state.leaving = false;
         self.presence_changed(&mut state);
+        if !self.powered(&state.config) {
+            // Linux turns the power of an empty slot off, and then wants to hear of presence only together with the
+            // button: where a slot has one, it leaves the interrupt for presence alone switched off.
+            self.raise(&mut state, express::SLOT_ATTENTION_BUTTON);
+        }
         self.settle(&mut state);
         Ok(())
     }

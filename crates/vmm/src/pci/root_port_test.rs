@@ -133,10 +133,10 @@ fn hot_add_into_a_slot_without_power_links_up_when_it_is_powered() {
     port.control(EVENTS_ON | POWER_OFF);
 
     port.world.host.hot_add(port.id(), Box::new(FakeDevice(seen()))).unwrap();
-    assert_eq!((port.status(), port.link_active()), (0x48, false));
+    assert_eq!((port.status(), port.link_active()), (0x49, false));
     assert_eq!(port.world.config_u32(DEVICE, 0), u32::MAX);
     assert_eq!(port.interrupts(), 1);
-    port.clear(0x08);
+    port.clear(0x09);
     port.control(EVENTS_ON);
 
     assert_eq!((port.status(), port.link_active()), (0x140, true));

@@ -297,6 +297,18 @@ fn shutdown_stops_devices_and_empties_the_buses() {
     assert_eq!(std::sync::Arc::strong_count(&seen), 1);
 }
 
+#[test]
+fn host_dropped_stops_its_devices() {
+    let (world, seen) = World::with_device();
+    start(&world);
+    seen.log();
+
+    drop(world);
+
+    assert_eq!(seen.log(), ["stop"]);
+    assert_eq!(std::sync::Arc::strong_count(&seen), 1);
+}
+
 struct ManyQueues(Vec<u16>);
 
 impl cowhand_virtio::VirtioDevice for ManyQueues {
