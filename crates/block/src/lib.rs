@@ -9,6 +9,8 @@ mod grace;
 pub mod io;
 mod join;
 mod node;
+#[cfg(test)]
+mod oracle;
 mod qcow2;
 mod queue;
 mod raw;
