@@ -96,3 +96,18 @@ fn dropping_a_queue_last_lets_the_disk_close_behind_it() {
     drop(queue);
     assert!(world.content(Path::new(IMAGE)).unwrap().chunks(4096).any(|c| c == [7; 4096]));
 }
+
+#[test]
+fn what_needs_no_operation_ends_without_one() {
+    let world = World::orderly();
+    let policy = OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: Vec::new(), temp_dir: PathBuf::from("/") };
+    assert!(Disk::open(&DiskSpec::new(Path::new("/none"), Format::Qcow2), &policy).is_err());
+    let disk = disk_in(&world);
+    let mut queue = disk.queue().unwrap();
+    let buffer = Buffer::from_bytes(&[7; 4096]);
+    queue.submit(1, Request::Read { offset: 0, data: vec![buffer.seg(0, 4096)] });
+    let mut events = Vec::new();
+    queue.wait(Wait::Block, &mut events).unwrap();
+    assert!(matches!(events[..], [Event::Done { tag: 1, result: Ok(()), .. }]));
+    assert!(buffer.iter().all(|&b| b == 0));
+}
