@@ -22,6 +22,11 @@ use crate::request::{Event, Request, RequestQueue, Wait};
 use crate::spec::{DiskSpec, Format};
 use crate::sync::Arc;
 
+/// Panics if an image is not sound.
+pub(crate) fn assert_sound(image: &[u8]) {
+    check::check(image).unwrap();
+}
+
 const IMAGE: &str = "/disk.qcow2";
 const BASE: &str = "/base.img";
 
