@@ -268,9 +268,9 @@ impl Queue {
         self.ready.borrow_mut().push_back((slot, generation));
     }
 
-    /// Runs what is ready, sends what is pending, takes what has completed. With `block`, sleeps until something has.
+    /// Runs what is ready, sends what is pending, takes what has completed. With `block`, sleeps until something has, unless a task
+    /// has ended: its outcome is news too, and perhaps the last.
     pub(crate) fn turn(&self, block: bool, out: &mut Vec<Outcome>) -> io::Result<()> {
-        // A task that ended without any I/O has something to tell already, and nothing else may ever come.
         let ended = self.run_ready();
         let mut completions = self.completions.take();
         let may_sleep = block && !ended && self.prepare_sleep();
@@ -298,7 +298,7 @@ impl Queue {
         !ready
     }
 
-    /// Runs the tasks that are ready. Whether any of them ended.
+    /// Runs what is ready; whether a task ended.
     fn run_ready(&self) -> bool {
         let mut ended = false;
         loop {
@@ -308,7 +308,7 @@ impl Queue {
         }
     }
 
-    /// Runs a task as far as it comes. Whether it ended.
+    /// Runs a task as far as it gets; whether it ended.
     fn run(&self, slot: usize, generation: u64) -> bool {
         let (mut task, waker) = {
             let mut tasks = self.tasks.borrow_mut();
