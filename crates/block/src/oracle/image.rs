@@ -167,7 +167,7 @@ pub(super) fn random_disk(size: u64, rng: &mut Rng) -> Vec<u8> {
     disk
 }
 
-fn noise(len: usize, rng: &mut Rng) -> Vec<u8> {
+pub(super) fn noise(len: usize, rng: &mut Rng) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len);
     while bytes.len() < len {
         let random = rng.next_u64().to_le_bytes();

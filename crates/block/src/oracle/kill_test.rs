@@ -201,7 +201,8 @@ fn a_killed_writer_leaves_a_sound_image_with_all_that_was_flushed() {
     let (mut answers, mut flushes) = (0, 0);
     for round in 0..KILLS {
         let at = round % scenes.len();
-        match scenes[at].round(&mut rng) {
+        let seed = rng.next_u64();
+        match scenes[at].round(&mut Rng::new(seed)) {
             Ok((answered, flushed)) => {
                 answers += answered;
                 flushes += flushed;
@@ -209,7 +210,11 @@ fn a_killed_writer_leaves_a_sound_image_with_all_that_was_flushed() {
             Err(what) => {
                 let scene = scenes.swap_remove(at);
                 let kept = scene.dir.keep();
-                panic!("round {round}, {:?}: {what}; the image is kept in {}", scene.shape, kept.display());
+                panic!(
+                    "round {round}, seed {seed}, {:?}: {what}; the image is kept in {}",
+                    scene.shape,
+                    kept.display()
+                );
             }
         }
     }
