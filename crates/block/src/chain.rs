@@ -121,15 +121,18 @@ async fn below(queue: &Rc<Queue>, layers: &[Layer], spec: &DiskSpec, policy: &Op
         let message = format!("the backing chain is more than {DEPTH_MAX} images deep");
         return Err(Error::new(ErrorKind::Refused, message).at_path(&last.path));
     }
-    let file = open_file(policy, &path, false, spec).map_err(|e| {
+    let in_words = |e: Error| {
         let message = format!("cannot open the backing file of {}: {e}", last.path.display());
         Error::new(e.kind(), message)
-    })?;
+    };
+    let file = open_unlocked(policy, &path, false, spec).map_err(in_words)?;
+    // Before the lock: a loop to the top would meet our own, and blame another process.
     let identity = file.traits().identity;
     if layers.iter().any(|layer| layer.file.traits().identity == identity) {
         let message = format!("the backing chain loops: {} is in it twice", path.display());
         return Err(Error::new(ErrorKind::Corrupt, message).at_path(&last.path));
     }
+    lock(&file, &path, false, spec).map_err(in_words)?;
     Ok(Some(Layer { path, file, format }))
 }
 
@@ -175,13 +178,22 @@ fn backing_path(name: &[u8], layer: &Layer, policy: &OpenPolicy) -> Result<PathB
 }
 
 fn open_file(policy: &OpenPolicy, path: &Path, write: bool, spec: &DiskSpec) -> Result<File> {
-    let mode = OpenMode { write, direct: spec.cache == Cache::None };
-    let file = policy.storage.open(path, mode).map_err(|e| open_error(path, write, e))?;
-    if spec.lock {
-        let masks = if write { LockMasks::WRITE } else { LockMasks::READ };
-        file.lock(masks).map_err(|e| lock_error(path, write, e))?;
-    }
+    let file = open_unlocked(policy, path, write, spec)?;
+    lock(&file, path, write, spec)?;
     Ok(file)
+}
+
+fn open_unlocked(policy: &OpenPolicy, path: &Path, write: bool, spec: &DiskSpec) -> Result<File> {
+    let mode = OpenMode { write, direct: spec.cache == Cache::None };
+    policy.storage.open(path, mode).map_err(|e| open_error(path, write, e))
+}
+
+fn lock(file: &File, path: &Path, write: bool, spec: &DiskSpec) -> Result<()> {
+    if !spec.lock {
+        return Ok(());
+    }
+    let masks = if write { LockMasks::WRITE } else { LockMasks::READ };
+    file.lock(masks).map_err(|e| lock_error(path, write, e))
 }
 
 fn open_error(path: &Path, write: bool, error: std::io::Error) -> Error {
@@ -221,3 +233,7 @@ async fn refuse_qcow2(queue: &Rc<Queue>, layer: &Layer) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "chain_test.rs"]
+mod tests;

@@ -368,8 +368,6 @@ impl RequestQueue for DiskQueue {
     fn wait(&mut self, mode: Wait, events: &mut Vec<Event>) -> io::Result<()> {
         let before = events.len();
         loop {
-            // Tasks that need no I/O finish here; only then is it known whether there is anything to sleep for.
-            self.queue.run_ready();
             events.append(&mut self.finished.borrow_mut());
             let block = mode == Wait::Block && events.len() == before;
             let mut outcomes = std::mem::take(&mut self.outcomes);

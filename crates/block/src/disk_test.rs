@@ -146,3 +146,12 @@ fn a_blocking_wait_does_not_sleep_on_a_request_that_needs_no_io() {
         });
     }
 }
+
+#[test]
+fn opening_a_disk_that_fails_before_any_io_does_not_sleep() {
+    within_seconds(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Disk::open(&DiskSpec::new(dir.path(), Format::Raw), &OpenPolicy::host()).err().unwrap();
+        assert!(error.to_string().contains("is a directory"), "{error}");
+    });
+}

@@ -9,11 +9,15 @@ mod grace;
 pub mod io;
 mod join;
 mod node;
+#[cfg(test)]
+mod oracle;
 mod qcow2;
 mod queue;
 mod raw;
 pub mod request;
 pub mod spec;
+#[cfg(test)]
+mod stress_test;
 mod sync;
 #[cfg(test)]
 mod torture;

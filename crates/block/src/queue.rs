@@ -268,12 +268,12 @@ impl Queue {
         self.ready.borrow_mut().push_back((slot, generation));
     }
 
-    /// Runs what is ready, sends what is pending, takes what has completed. With `block`, sleeps until something has.
+    /// Runs what is ready, sends what is pending, takes what has completed. With `block`, sleeps until something has, unless a task
+    /// has ended: its outcome is news too, and perhaps the last.
     pub(crate) fn turn(&self, block: bool, out: &mut Vec<Outcome>) -> io::Result<()> {
-        let before = out.len();
-        self.run_ready();
+        let ended = self.run_ready();
         let mut completions = self.completions.take();
-        let may_sleep = block && out.len() == before && self.prepare_sleep();
+        let may_sleep = block && !ended && self.prepare_sleep();
         let waited = match self.driver.borrow_mut().as_mut() {
             Some(driver) => driver.wait(may_sleep, &mut completions),
             None => Err(shut()),
@@ -298,24 +298,26 @@ impl Queue {
         !ready
     }
 
-    /// Runs every task that can go on.
-    pub(crate) fn run_ready(&self) {
+    /// Runs what is ready; whether a task ended.
+    fn run_ready(&self) -> bool {
+        let mut ended = false;
         loop {
             self.ready.borrow_mut().extend(self.remote.ready.lock().drain(..));
-            let Some((slot, generation)) = self.ready.borrow_mut().pop_front() else { return };
-            self.run(slot, generation);
+            let Some((slot, generation)) = self.ready.borrow_mut().pop_front() else { return ended };
+            ended |= self.run(slot, generation);
         }
     }
 
-    fn run(&self, slot: usize, generation: u64) {
+    /// Runs a task as far as it gets; whether it ended.
+    fn run(&self, slot: usize, generation: u64) -> bool {
         let (mut task, waker) = {
             let mut tasks = self.tasks.borrow_mut();
             let entry = &mut tasks[slot];
             // A task that is over leaves wake-ups behind: its generation tells.
             if entry.generation != generation {
-                return;
+                return false;
             }
-            let (Some(task), Some(waker)) = (entry.task.take(), entry.waker.clone()) else { return };
+            let (Some(task), Some(waker)) = (entry.task.take(), entry.waker.clone()) else { return false };
             (task, waker)
         };
         let finished = task.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
@@ -328,6 +330,7 @@ impl Queue {
         } else {
             tasks[slot].task = Some(task);
         }
+        finished
     }
 
     fn complete(&self, completion: Completion, out: &mut Vec<Outcome>) {

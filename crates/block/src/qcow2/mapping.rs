@@ -1,6 +1,7 @@
 //! Where guest data lies: L1 and L2 lookups, slices read on demand, and L2 tables made or copied before they change.
 
 use std::future::poll_fn;
+use std::ops::Range;
 use std::rc::Rc;
 use std::task::Poll;
 
@@ -8,7 +9,7 @@ use cowhand_qcow2::{CompressedRange, GuestOffset, HostOffset, L1Entry, L2Entry, 
 
 use super::slices::Slice;
 use super::{Image, NewTable};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::queue::Queue;
 use crate::sync::Ordering;
 
@@ -161,6 +162,9 @@ impl Image {
                 Some(read.map_err(|e| self.io_error("cannot read an L2 table", place, e))?)
             }
         };
+        if let Some(bytes) = &bytes {
+            self.check_slice(bytes)?;
+        }
         let raw = |i: usize| match &bytes {
             None => 0,
             Some(bytes) => bytes.chunks_exact(8).nth(i).map_or(0, be64),
@@ -176,6 +180,36 @@ impl Image {
             // Every way that it could take holds changes that are not in the file.
             self.commit(queue, super::commit::Until::Mapping).await?;
         }
+    }
+
+    /// Refuses a slice that names metadata as guest data: the guest would write over it. (Sharp edge 43.)
+    fn check_slice(&self, bytes: &[u8]) -> Result<()> {
+        let bits = self.geometry.cluster_bits;
+        // Guest data mostly lies in long runs: one look for each.
+        let mut run = 0..0;
+        for raw in bytes.chunks_exact(8).map(be64) {
+            // An entry that breaks a rule is reported when it is used.
+            let Ok(L2Kind::Data { host, .. } | L2Kind::Zero { host: Some(host), .. }) =
+                L2Entry::from_raw(raw).decode(&self.geometry)
+            else {
+                continue;
+            };
+            let cluster = bits.index_of(host.get());
+            if cluster == run.end {
+                run.end += 1;
+                continue;
+            }
+            self.check_run(&run)?;
+            run = cluster..cluster + 1;
+        }
+        self.check_run(&run)
+    }
+
+    fn check_run(&self, clusters: &Range<u64>) -> Result<()> {
+        let Some(cluster) = self.layout.first_in(clusters) else { return Ok(()) };
+        let message = "the image is damaged: guest data lies in a cluster of metadata; look at it with a check";
+        let offset = cluster << self.geometry.cluster_bits.bits();
+        Err(Error::new(ErrorKind::Corrupt, message).at_path(&self.path).at_offset(offset))
     }
 
     /// Sees to it that the L2 table for `offset` exists and may be changed: made, or copied from one that a snapshot shares.

@@ -2,7 +2,7 @@
 //!
 //! One concern a file: [`slices`] and [`mapping`] find where data lies; [`refcounts`] and [`space`] give host clusters out and take
 //! them back; [`commit`] writes metadata in the order that survives a power cut; [`read`], [`write`] and [`zero`] serve requests;
-//! [`compressed`] decodes clusters; [`open`] validates an image and [`create`] makes one.
+//! [`compressed`] decodes clusters; [`layout`] keeps guest data off the metadata; [`open`] validates an image and [`create`] makes one.
 //!
 //! A mapped cluster is read and written in place without any lock. A change of the mapping goes: take the clusters' range lock,
 //! allocate, write the data, store the L2 entry in the cached slice, mark it dirty. Nothing of that reaches the file's metadata
@@ -15,6 +15,7 @@
 mod commit;
 mod compressed;
 pub(crate) mod create;
+mod layout;
 mod mapping;
 pub(crate) mod open;
 mod read;
@@ -32,6 +33,7 @@ use std::task::Waker;
 use cowhand_qcow2::{FormatError, Geometry, Header, HostOffset, L1Entry};
 
 use self::compressed::DecodedCache;
+use self::layout::Layout;
 use self::refcounts::Refcounts;
 use self::slices::{Slice, SliceCache};
 use crate::error::{Error, ErrorKind};
@@ -101,6 +103,8 @@ pub(crate) struct Image {
     no_flush: bool,
     l1: Box<[AtomicU64]>,
     slices: SliceCache,
+    /// Where metadata lay when the image was opened; known only to a writer.
+    layout: Arc<Layout>,
     slice_entries: usize,
     decoded: DecodedCache,
     meta: Mutex<Meta>,

@@ -11,6 +11,9 @@ use std::ops::Range;
 
 use cowhand_qcow2::{FormatError, Geometry, HostOffset, RefTableEntry, refcount};
 
+use super::layout::Layout;
+use crate::sync::Arc;
+
 /// Why an allocation or a count cannot be done yet.
 #[derive(Debug)]
 pub(super) enum Need {
@@ -82,8 +85,8 @@ pub(super) struct Refcounts {
     hint: u64,
     /// Every cluster from here on is zero in the file: past its end, and never given out.
     fresh: u64,
-    /// Clusters that are never given out whatever their count says: header, L1 table.
-    reserved: Vec<Range<u64>>,
+    /// Clusters that are never given out whatever their count says.
+    reserved: Arc<Layout>,
     /// The places of refcount blocks, never given out either.
     block_places: HashSet<u64>,
     /// The file cannot grow past this many clusters.
@@ -97,13 +100,14 @@ const CLUSTER_END: u64 = 1 << 56;
 
 impl Refcounts {
     /// Refcounts described by `table` (at `table_offset`), of a file that ends at cluster `file_clusters` and (a block device)
-    /// cannot grow past `limit` bytes. About `budget` bytes of blocks are held.
+    /// cannot grow past `limit` bytes; what is `reserved` is never given out. About `budget` bytes of blocks are held.
     pub(super) fn new(
         geometry: Geometry,
         table_offset: HostOffset,
         table: Vec<RefTableEntry>,
         file_clusters: u64,
         limit: Option<u64>,
+        reserved: Arc<Layout>,
         budget: u64,
     ) -> Self {
         let bits = geometry.cluster_bits;
@@ -117,19 +121,12 @@ impl Refcounts {
             quarantine: HashSet::new(),
             hint: 1,
             fresh: file_clusters,
-            reserved: Vec::new(),
+            reserved,
             block_places,
             limit: limit.map_or(CLUSTER_END >> bits.bits(), |bytes| bytes >> bits.bits()),
             max_blocks: usize::try_from(budget >> bits.bits()).unwrap_or(usize::MAX).max(4),
             clock: 0,
         }
-    }
-
-    /// Keeps these clusters from being given out.
-    pub(super) fn reserve(&mut self, host: HostOffset, bytes: u64) {
-        let bits = self.geometry.cluster_bits;
-        let first = bits.index_of(host.get());
-        self.reserved.push(first..first + bits.clusters_for(bits.offset_in(host.get()) + bytes));
     }
 
     pub(super) fn table(&self) -> (HostOffset, &[RefTableEntry]) {
@@ -203,9 +200,7 @@ impl Refcounts {
     }
 
     fn is_free(&mut self, cluster: u64) -> Result<bool, Need> {
-        if self.quarantine.contains(&cluster)
-            || self.block_places.contains(&cluster)
-            || self.reserved.iter().any(|r| r.contains(&cluster))
+        if self.quarantine.contains(&cluster) || self.block_places.contains(&cluster) || self.reserved.contains(cluster)
         {
             return Ok(false);
         }

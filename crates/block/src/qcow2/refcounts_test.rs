@@ -8,7 +8,7 @@ fn refcounts(bits: u32, refcount_order: u32, entries: u64, file_clusters: u64) -
     // Blocks lie in the clusters from the second on; all clusters are in use, as far as the table reaches.
     let entry = |i: u64| RefTableEntry::new(HostOffset::new((i + 2) << bits)).unwrap();
     let table = (0..entries).map(entry).collect();
-    Refcounts::new(geometry, HostOffset::new(1 << bits), table, file_clusters, None, 1 << 30)
+    Refcounts::new(geometry, HostOffset::new(1 << bits), table, file_clusters, None, Arc::default(), 1 << 30)
 }
 
 /// Every cluster that the growth takes, and no other, is counted in its blocks, which the new table names.

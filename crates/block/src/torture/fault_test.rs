@@ -64,3 +64,18 @@ fn a_write_that_fails_between_two_slices_gives_back_only_what_is_not_mapped() {
     assert!(!write_across_slices(4).unwrap());
     assert!(write_across_slices(u64::MAX).unwrap());
 }
+
+#[test]
+fn writing_and_discarding_without_a_flush_does_not_grow_the_file_for_ever() {
+    let world = World::orderly();
+    let params = CreateParams { cluster_bits: ClusterBits::new(9).unwrap(), ..CreateParams::new(1 << 20) };
+    make(&world, Path::new(IMAGE), &params).unwrap();
+    let disk = open(&world, None);
+    let mut queue = disk.queue().unwrap();
+    for _ in 0..60_000 {
+        assert!(write(&world, &mut queue, 0, &[1; 512], u64::MAX));
+        assert!(serve(&world, &mut queue, Request::Discard { offset: 0, len: 512 }, u64::MAX));
+    }
+    let len = world.content(Path::new(IMAGE)).unwrap().len();
+    assert!(len < 16 << 20, "{len} bytes");
+}

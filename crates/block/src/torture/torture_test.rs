@@ -155,3 +155,17 @@ fn replay() {
         println!("{}\n{what}", trace.join("\n"));
     }
 }
+
+#[test]
+fn some_seeds_play_on_an_image_that_a_snapshot_shares_edge_38() {
+    let shares = |seed| {
+        let mut rng = Rng::new(seed);
+        let case = Case::of(&mut rng, None);
+        let world = World::new(rng.next_u64());
+        let (model, frozen) = (Model::new(case.sectors), Frozen::default());
+        let mut play = Play { world, model, frozen, rng, case, ops: 0 };
+        play.create().unwrap();
+        play.frozen.clusters.len() > 2
+    };
+    assert!((0..60).filter(|&seed| shares(seed)).count() >= 6);
+}

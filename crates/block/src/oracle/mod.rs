@@ -1,0 +1,48 @@
+//! The engine held against QEMU: images that QEMU made are read, images that the engine wrote are judged by `qemu-img check` and
+//! read back by `qemu-img convert`, a process that writes is killed over and over, and both sides' locks meet.
+//!
+//! [`qemu`] runs the tools, [`image`] makes images of every sort with them, [`guest`] plays a guest on several queues and
+//! [`model`] says what each sector may hold. Without `qemu-img` and `qemu-io` the tests fail: nothing is skipped.
+//!
+//! A test that stands for one of the format's sharp edges carries the edge's number. A random test prints its seed;
+//! `COWHAND_ORACLE_SEED=n` plays it again.
+
+mod format_test;
+mod guest;
+mod image;
+mod kill_test;
+mod lock_test;
+mod model;
+mod qemu;
+mod read_test;
+mod refusal_test;
+mod write_test;
+
+use crate::io::sim::Rng;
+
+/// The dice of one test: from the environment, or new each time; printed either way.
+fn dice(test: &str) -> Rng {
+    let seed = match std::env::var("COWHAND_ORACLE_SEED") {
+        Ok(seed) => seed.parse().expect("COWHAND_ORACLE_SEED is a number"),
+        Err(_) => {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+            now.as_nanos() as u64
+        }
+    };
+    println!("{test}: COWHAND_ORACLE_SEED={seed}");
+    Rng::new(seed)
+}
+
+/// A directory on a file system that knows direct I/O: the usual one, or else the build's.
+fn direct_io_dir() -> tempfile::TempDir {
+    use std::os::unix::fs::OpenOptionsExt;
+    for parent in [std::env::temp_dir(), std::env::current_exe().unwrap().parent().unwrap().to_path_buf()] {
+        let dir = tempfile::tempdir_in(parent).unwrap();
+        let mut options = std::fs::OpenOptions::new();
+        options.read(true).write(true).create_new(true).custom_flags(libc::O_DIRECT);
+        if options.open(dir.path().join("probe")).is_ok() {
+            return dir;
+        }
+    }
+    panic!("neither the temporary directory nor the build's knows O_DIRECT: set TMPDIR to one that does");
+}
