@@ -88,6 +88,23 @@ fn edge_01_and_21_version_2_images_are_written_well() {
 }
 
 #[test]
+fn edge_21_zeros_over_a_backing_file_in_version_2_lie_inside_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, path) = (dir.path().join("base.raw"), dir.path().join("disk.qcow2"));
+    fs::write(&base, vec![1; 4 << 20]).unwrap();
+    let options = "compat=0.10,cluster_size=4096";
+    qemu::img(&["create", "-q", "-f", "qcow2", "-o", options, "-b", "base.raw", "-F", "raw", qemu::text(&path)]);
+    let disk = Disk::open(&DiskSpec::new(&path, Format::Qcow2), &policy(Engine::Auto)).unwrap();
+    let mut queue = disk.queue().unwrap();
+    ask(&mut queue, Request::WriteZeroes { offset: 1 << 20, len: 1 << 20, unmap: true }).unwrap();
+    drop(queue);
+    disk.close().unwrap();
+    qemu::assert_clean(&path);
+    let expected = [vec![1; 1 << 20], vec![0; 1 << 20], vec![1; 2 << 20]].concat();
+    assert_same(&qemu::content(&path), &expected);
+}
+
+#[test]
 fn edge_28_images_of_every_refcount_width_are_written_well() {
     let shapes = [1, 2, 4, 8, 16, 32, 64].map(|bits| Shape { refcount_bits: bits, ..Shape::new(4096) });
     all("refcount widths", &shapes);

@@ -123,13 +123,12 @@ impl Image {
     async fn write_zero_cluster(&self, queue: &Rc<Queue>, at: u64) -> Result<()> {
         self.own_table(queue, at).await?;
         let extent = self.allocate(queue, 1).await?;
-        if !extent.zeroed {
-            let zeros = zero_segs(self.cluster_size());
-            let written = queue.write(&self.file, extent.host.get(), zeros, Vec::new()).await;
-            if let Err(e) = written {
-                self.give_back(extent);
-                return Err(self.io_error("cannot write zeros", extent.host.get(), e));
-            }
+        // Even where the file's end makes it zero already: a check takes an entry that points past the end for damage.
+        let zeros = zero_segs(self.cluster_size());
+        let written = queue.write(&self.file, extent.host.get(), zeros, Vec::new()).await;
+        if let Err(e) = written {
+            self.give_back(extent);
+            return Err(self.io_error("cannot write zeros", extent.host.get(), e));
         }
         let entry = L2Entry::data(extent.host, true).map_err(|e| self.format_error(&e))?;
         self.publish(queue, at, &[entry]).await.map_err(|e| {
