@@ -118,7 +118,7 @@ impl Player {
             if self.queue.in_flight() > 0 {
                 self.queue.wait(Wait::Block, &mut events).unwrap();
             }
-            events.drain(..).collect::<Vec<_>>().into_iter().for_each(|event| self.done(event));
+            std::mem::take(&mut events).into_iter().for_each(|event| self.done(event));
         }
         self.tags
     }
