@@ -12,6 +12,8 @@ use cowhand_vmm::control::Exit;
 use cowhand_vmm::machine::{self, Config, DeviceError, DeviceSource, NamedFile, OnReboot};
 use cowhand_vmm::signals::SignalEvents;
 
+use rustix::process::{Resource, getrlimit, setrlimit};
+
 use crate::disks::Disks;
 use crate::{EXIT_FAILURE, EXIT_USAGE, Failure, quantity};
 
@@ -90,6 +92,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     let initrd = args.initrd.as_deref().map(NamedFile::open).transpose()?;
     // Before anything has a thread: from here on a signal cannot end the process with an image half written.
     let signals = SignalEvents::new()?;
+    raise_descriptor_limit();
     let disks = Disks::open(&args.disk, &args.allow_dir, args.cpus)?;
     let config = Config {
         kernel,
@@ -112,6 +115,15 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     let status = report(&result?);
     closed?;
     Ok(status)
+}
+
+/// Allows as many descriptors as may be had: every queue of every disk needs some, and 1024 is a common limit.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!("the limit of open files stays: {error}");
+    }
 }
 
 /// Where the guest's entropy device comes from.

@@ -1,13 +1,32 @@
 //! `cowhand run` with what cannot be run: one line that names the file and says what is wrong, and the fitting status.
 
-#![expect(clippy::unwrap_used, reason = "clippy takes only functions marked #[test] for tests; the helpers here are, too")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy takes only functions marked #[test] for tests; the helpers here are, too"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
+/// Runs it; a process that hangs is killed, and has no status then.
 fn run(args: &[&str]) -> (Option<i32>, String) {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_cowhand")).arg("run").args(args).stdin(Stdio::null()).output().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_cowhand"))
+        .arg("run")
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let until = Instant::now() + Duration::from_secs(30);
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > until {
+            child.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let output = child.wait_with_output().unwrap();
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
@@ -128,4 +147,73 @@ fn memory_and_processors_out_of_bounds_are_refused() {
 #[test]
 fn serial_file_that_cannot_be_made_is_named() {
     expect(&["--kernel", &tiny_guest(), "--serial", "file:/nonexistent/log"], 1, "--serial /nonexistent/log", "");
+}
+
+/// The first 72 bytes of a version 2 image of 1 MiB, in a file with room for its tables.
+fn qcow2() -> Vec<u8> {
+    let mut image = vec![0; 4 << 16];
+    image[..4].copy_from_slice(b"QFI\xfb");
+    for (at, value) in [(4, 2_u32), (20, 16), (36, 1), (56, 1)] {
+        image[at..at + 4].copy_from_slice(&value.to_be_bytes());
+    }
+    // Size, L1 table, refcount table and its one block; each of the four clusters is in use once.
+    for (at, value) in [(24, 1_u64 << 20), (40, 3 << 16), (48, 1 << 16), (1 << 16, 2 << 16)] {
+        image[at..at + 8].copy_from_slice(&value.to_be_bytes());
+    }
+    for cluster in 0..4 {
+        image[(2 << 16) + 2 * cluster + 1] = 1;
+    }
+    image
+}
+
+fn disk(path: &str, rest: &str) -> String {
+    format!("path={path},{rest}")
+}
+
+#[test]
+fn disks_that_cannot_be_opened_are_named_and_not_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let qcow2_file = file(dir.path(), "a.qcow2", &qcow2());
+    let raw_file = file(dir.path(), "a.raw", &vec![7; 1 << 20]);
+    let short_file = file(dir.path(), "short.qcow2", &qcow2()[..60]);
+    let name = dir.path().display().to_string();
+    let kernel = tiny_guest();
+    for (path, format, what) in [
+        ("/nonexistent/disk", "qcow2", "No such file"),
+        (name.as_str(), "qcow2", "directory"),
+        (qcow2_file.as_str(), "raw", "format=qcow2"),
+        (raw_file.as_str(), "qcow2", "format=raw"),
+        (short_file.as_str(), "qcow2", ""),
+    ] {
+        expect(&["--kernel", &kernel, "--disk", &disk(path, &format!("format={format}"))], 1, path, what);
+    }
+    assert_eq!(std::fs::read(&qcow2_file).unwrap(), qcow2());
+    assert_eq!(std::fs::read(&raw_file).unwrap(), vec![7; 1 << 20]);
+}
+
+#[test]
+fn disk_descriptions_that_make_no_sense_are_usage_errors() {
+    for text in ["path=x", "format=raw", "path=x,format=vmdk", "path=x,format=raw,colour=red", "x"] {
+        expect(&["--disk", text], 2, "invalid value", "--disk");
+    }
+}
+
+#[test]
+fn disk_that_another_process_holds_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(dir.path(), "a.qcow2", &qcow2());
+    let disk = disk(&path, "format=qcow2");
+    let mut holder = Command::new(env!("CARGO_BIN_EXE_cowhand"))
+        .args(["run", "--kernel", &tiny_guest(), "--cmdline", "idle", "--disk", &disk, "--timeout", "30s"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 4];
+    std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut said).unwrap();
+    expect(&["--kernel", &tiny_guest(), "--disk", &disk], 1, &path, "another process");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    assert_eq!(run(&["--kernel", &tiny_guest(), "--disk", &disk]).0, Some(0));
 }

@@ -1,7 +1,10 @@
 //! `cowhand run` with the tiny guest on the host's own KVM: every exit status that does not need a stock kernel, the console,
 //! and the signals.
 
-#![expect(clippy::unwrap_used, reason = "clippy takes only functions marked #[test] for tests; the helpers here are, too")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy takes only functions marked #[test] for tests; the helpers here are, too"
+)]
 
 use std::io::{Read, Write};
 use std::path::PathBuf;

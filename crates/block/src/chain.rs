@@ -233,3 +233,7 @@ async fn refuse_qcow2(queue: &Rc<Queue>, layer: &Layer) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "chain_test.rs"]
+mod tests;

@@ -220,7 +220,7 @@ pub(crate) fn block_on<T: 'static>(queue: &Rc<Queue>, future: impl Future<Output
     let mut outcomes = Vec::new();
     while queue.live_tasks() > 0 {
         if let Err(e) = queue.turn(true, &mut outcomes) {
-            queue.abandon_tasks();
+            queue.shut_down();
             return Err(Error::io("the I/O queue failed", e));
         }
     }
@@ -391,9 +391,13 @@ impl RequestQueue for DiskQueue {
 
 impl Drop for DiskQueue {
     fn drop(&mut self) {
-        self.queue.abandon_tasks();
-        // Direct operations end with the driver, which waits for them; their tickets are given back here.
+        // First of all: until nothing is in flight no ticket may be given back, and the disk (its files) must stay open.
+        self.queue.shut_down();
         let tickets: Vec<_> = self.direct.drain(..).flatten().map(|d| d.ticket).collect();
         tickets.into_iter().for_each(|ticket| self.leave(ticket));
     }
 }
+
+#[cfg(test)]
+#[path = "disk_test.rs"]
+mod tests;

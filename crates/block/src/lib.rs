@@ -16,6 +16,8 @@ mod queue;
 mod raw;
 pub mod request;
 pub mod spec;
+#[cfg(test)]
+mod stress_test;
 mod sync;
 #[cfg(test)]
 mod torture;

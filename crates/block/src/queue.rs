@@ -98,7 +98,8 @@ const WATCH: u64 = 1 << 63;
 
 /// The hub. Used through `Rc` by the tasks of one thread.
 pub(crate) struct Queue {
-    driver: RefCell<Box<dyn Driver>>,
+    /// None once the queue is [shut down](Queue::shut_down).
+    driver: RefCell<Option<Box<dyn Driver>>>,
     ops: RefCell<Slots>,
     tasks: RefCell<Vec<TaskSlot>>,
     free_tasks: RefCell<Vec<usize>>,
@@ -135,7 +136,7 @@ impl Queue {
         let remote =
             Arc::new(Remote { ready: Mutex::default(), sleeping: AtomicBool::new(false), notify: driver.notifier() });
         Rc::new(Self {
-            driver: RefCell::new(driver),
+            driver: RefCell::new(Some(driver)),
             ops: RefCell::default(),
             tasks: RefCell::default(),
             free_tasks: RefCell::default(),
@@ -152,7 +153,7 @@ impl Queue {
     }
 
     pub(crate) fn watch(&self, fd: RawFd, tag: u64) -> io::Result<()> {
-        self.driver.borrow_mut().watch(fd, WATCH | tag)
+        self.driver.borrow_mut().as_mut().ok_or_else(shut)?.watch(fd, WATCH | tag)
     }
 
     fn start(&self, owner: Owner, file: RawFd, op: Op, keep: Vec<Arc<Buffer>>) -> usize {
@@ -162,7 +163,10 @@ impl Queue {
             _ => None,
         };
         let slot = self.ops.borrow_mut().insert(OpSlot { owner, file, rest, keep });
-        self.driver.borrow_mut().submit(slot as u64, file, op);
+        // After the shutdown no task runs, so nothing comes here.
+        if let Some(driver) = self.driver.borrow_mut().as_mut() {
+            driver.submit(slot as u64, file, op);
+        }
         slot
     }
 
@@ -264,13 +268,16 @@ impl Queue {
         self.ready.borrow_mut().push_back((slot, generation));
     }
 
-    /// Runs what is ready, sends what is pending, takes what has completed. With `block`, sleeps until something has.
+    /// Runs what is ready, sends what is pending, takes what has completed. With `block`, sleeps until something has, unless a task
+    /// has ended: its outcome is news too, and perhaps the last.
     pub(crate) fn turn(&self, block: bool, out: &mut Vec<Outcome>) -> io::Result<()> {
-        // A task that ended without any I/O has something to tell already, and nothing else may ever come.
         let ended = self.run_ready();
         let mut completions = self.completions.take();
         let may_sleep = block && !ended && self.prepare_sleep();
-        let waited = self.driver.borrow_mut().wait(may_sleep, &mut completions);
+        let waited = match self.driver.borrow_mut().as_mut() {
+            Some(driver) => driver.wait(may_sleep, &mut completions),
+            None => Err(shut()),
+        };
         self.remote.sleeping.store(false, Ordering::SeqCst);
         for completion in completions.drain(..) {
             self.complete(completion, out);
@@ -291,7 +298,7 @@ impl Queue {
         !ready
     }
 
-    /// Runs the tasks that are ready. Whether any of them ended.
+    /// Runs what is ready; whether a task ended.
     fn run_ready(&self) -> bool {
         let mut ended = false;
         loop {
@@ -301,7 +308,7 @@ impl Queue {
         }
     }
 
-    /// Runs a task as far as it comes. Whether it ended.
+    /// Runs a task as far as it gets; whether it ended.
     fn run(&self, slot: usize, generation: u64) -> bool {
         let (mut task, waker) = {
             let mut tasks = self.tasks.borrow_mut();
@@ -339,7 +346,9 @@ impl Queue {
             Resumed::Again(again) => {
                 let file = op.file;
                 drop(ops);
-                self.driver.borrow_mut().submit(token, file, again);
+                if let Some(driver) = self.driver.borrow_mut().as_mut() {
+                    driver.submit(token, file, again);
+                }
                 return;
             }
             Resumed::Done(result, data) => (result, data),
@@ -368,13 +377,19 @@ impl Queue {
         self.live_tasks.get()
     }
 
-    /// Drops all tasks where they stand. (They hold this queue, so it would never end of itself.) What they had in flight goes on
-    /// until the driver is dropped, which waits for it; its buffers stay in `ops` until then.
-    pub(crate) fn abandon_tasks(&self) {
+    /// Ends the queue: drops the driver, which waits for what is in flight, and only then all tasks, where they stand. (They hold
+    /// this queue, so it would never end of itself.) The other way round memory that a task owns would be freed, and clusters that
+    /// it keeps from being used again given away, under operations that still write there.
+    pub(crate) fn shut_down(&self) {
+        drop(self.driver.borrow_mut().take());
         let tasks: Vec<_> = self.tasks.borrow_mut().iter_mut().filter_map(|slot| slot.task.take()).collect();
         drop(tasks);
         self.live_tasks.set(0);
     }
+}
+
+fn shut() -> io::Error {
+    io::Error::other("the I/O queue is shut down")
 }
 
 /// The smallest aligned range around `offset..offset + len`.
@@ -468,3 +483,7 @@ impl Drop for Operation {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "queue_test.rs"]
+mod tests;

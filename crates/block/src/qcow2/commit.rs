@@ -138,8 +138,9 @@ impl Image {
             let Some(entries) = self.slices.entries(slice) else { continue };
             let bytes: Vec<u8> = entries.iter().flat_map(|e| e.load(Ordering::Acquire).to_be_bytes()).collect();
             let (index, at) = self.slice_place(slice);
-            if let Some(table) = tables.iter_mut().find(|t| t.index == index) {
-                table.parts.push((at, bytes, slice, when));
+            // In ascending order, as they come out of the map.
+            if let Ok(table) = tables.binary_search_by_key(&index, |t: &NewTableWrite| t.index) {
+                tables[table].parts.push((at, bytes, slice, when));
                 continue;
             }
             let table = self.l1_entry(index).offset(&self.geometry).map_err(|e| self.format_error(&e))?;

@@ -1,6 +1,7 @@
 //! Where guest data lies: L1 and L2 lookups, slices read on demand, and L2 tables made or copied before they change.
 
 use std::future::poll_fn;
+use std::ops::Range;
 use std::rc::Rc;
 use std::task::Poll;
 
@@ -8,7 +9,7 @@ use cowhand_qcow2::{CompressedRange, GuestOffset, HostOffset, L1Entry, L2Entry, 
 
 use super::slices::Slice;
 use super::{Image, NewTable};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::queue::Queue;
 use crate::sync::Ordering;
 
@@ -161,6 +162,9 @@ impl Image {
                 Some(read.map_err(|e| self.io_error("cannot read an L2 table", place, e))?)
             }
         };
+        if let Some(bytes) = &bytes {
+            self.check_slice(bytes)?;
+        }
         let raw = |i: usize| match &bytes {
             None => 0,
             Some(bytes) => bytes.chunks_exact(8).nth(i).map_or(0, be64),
@@ -176,6 +180,36 @@ impl Image {
             // Every way that it could take holds changes that are not in the file.
             self.commit(queue, super::commit::Until::Mapping).await?;
         }
+    }
+
+    /// Refuses a slice that names metadata as guest data: the guest would write over it. (Sharp edge 43.)
+    fn check_slice(&self, bytes: &[u8]) -> Result<()> {
+        let bits = self.geometry.cluster_bits;
+        // Guest data mostly lies in long runs: one look for each.
+        let mut run = 0..0;
+        for raw in bytes.chunks_exact(8).map(be64) {
+            // An entry that breaks a rule is reported when it is used.
+            let Ok(L2Kind::Data { host, .. } | L2Kind::Zero { host: Some(host), .. }) =
+                L2Entry::from_raw(raw).decode(&self.geometry)
+            else {
+                continue;
+            };
+            let cluster = bits.index_of(host.get());
+            if cluster == run.end {
+                run.end += 1;
+                continue;
+            }
+            self.check_run(&run)?;
+            run = cluster..cluster + 1;
+        }
+        self.check_run(&run)
+    }
+
+    fn check_run(&self, clusters: &Range<u64>) -> Result<()> {
+        let Some(cluster) = self.layout.first_in(clusters) else { return Ok(()) };
+        let message = "the image is damaged: guest data lies in a cluster of metadata; look at it with a check";
+        let offset = cluster << self.geometry.cluster_bits.bits();
+        Err(Error::new(ErrorKind::Corrupt, message).at_path(&self.path).at_offset(offset))
     }
 
     /// Sees to it that the L2 table for `offset` exists and may be changed: made, or copied from one that a snapshot shares.
@@ -206,30 +240,44 @@ impl Image {
 
     /// Stores entries for the clusters from `offset` on, in memory, and drops the references of what they replace. The caller holds
     /// the clusters' range lock and owns the table ([`own_table`](Self::own_table)).
-    pub(super) async fn publish(&self, queue: &Rc<Queue>, offset: u64, entries: &[L2Entry]) -> Result<()> {
+    ///
+    /// When bringing a slice in fails (reading it, or the commit that makes room for it), the entries before it are in the mapping
+    /// all the same: the error says how many.
+    pub(super) async fn publish(
+        &self,
+        queue: &Rc<Queue>,
+        offset: u64,
+        entries: &[L2Entry],
+    ) -> std::result::Result<(), Unpublished> {
         let mut done = 0;
         while done < entries.len() {
             let at = offset + done as u64 * self.cluster_size();
             let (slice, _) = self.slice_of(at);
             if !self.slices.contains(slice) {
-                self.load(queue, slice).await?;
+                self.load(queue, slice).await.map_err(|error| Unpublished { done, error })?;
             }
-            done += self.publish_in_slice(at, &entries[done..])?;
+            let published = self.publish_in_slice(at, &entries[done..]);
+            done += published.map_err(|error| Unpublished { done, error })?;
         }
         Ok(())
     }
 
-    /// The part of [`publish`](Self::publish) that lies in one slice; how many entries that were (0: the slice is gone again).
+    /// The part of [`publish`](Self::publish) that lies in one slice, all of it or (with an error) nothing; how many entries that
+    /// were (0: the slice is gone again).
     fn publish_in_slice(&self, offset: u64, entries: &[L2Entry]) -> Result<usize> {
         let (slice, index) = self.slice_of(offset);
         let mut meta = self.meta.lock();
         let Some(cached) = self.slices.entries(slice) else { return Ok(0) };
         let count = entries.len().min(cached.len() - index);
         let now = meta.tick();
+        let decode = |entry: L2Entry| entry.decode(&self.geometry).map_err(|e| self.format_error(&e));
+        let old_at = |i: usize| decode(L2Entry::from_raw(cached[index + i].load(Ordering::Acquire)));
         for (i, entry) in entries[..count].iter().enumerate() {
-            let old = L2Entry::from_raw(cached[index + i].load(Ordering::Acquire));
-            let old = old.decode(&self.geometry).map_err(|e| self.format_error(&e))?;
-            let new = entry.decode(&self.geometry).map_err(|e| self.format_error(&e))?;
+            old_at(i)?;
+            decode(*entry)?;
+        }
+        for (i, entry) in entries[..count].iter().enumerate() {
+            let (old, new) = (old_at(i)?, decode(*entry)?);
             self.slices.store(slice, index + i, *entry);
             match old {
                 L2Kind::Data { host, .. } | L2Kind::Zero { host: Some(host), .. } if host_of(new) != Some(host) => {
@@ -241,6 +289,18 @@ impl Image {
         }
         meta.dirty_slices.insert(slice, now);
         Ok(count)
+    }
+}
+
+/// Why only `done` of the entries to be published are in the mapping.
+pub(super) struct Unpublished {
+    pub(super) done: usize,
+    error: Error,
+}
+
+impl From<Unpublished> for Error {
+    fn from(unpublished: Unpublished) -> Self {
+        unpublished.error
     }
 }
 

@@ -2,18 +2,20 @@
 //!
 //! One concern a file: [`slices`] and [`mapping`] find where data lies; [`refcounts`] and [`space`] give host clusters out and take
 //! them back; [`commit`] writes metadata in the order that survives a power cut; [`read`], [`write`] and [`zero`] serve requests;
-//! [`compressed`] decodes clusters; [`open`] validates an image and [`create`] makes one.
+//! [`compressed`] decodes clusters; [`layout`] keeps guest data off the metadata; [`open`] validates an image and [`create`] makes one.
 //!
 //! A mapped cluster is read and written in place without any lock. A change of the mapping goes: take the clusters' range lock,
 //! allocate, write the data, store the L2 entry in the cached slice, mark it dirty. Nothing of that reaches the file's metadata
 //! before the next commit.
 //!
 //! Lock order: cluster range locks ([`Image::ranges`]), then the table lock ([`Image::tables`]), then the commit lock
-//! ([`Image::commit_lock`]), all held across I/O by tasks; last, and never across I/O, the metadata lock ([`Image::meta`]).
+//! ([`Image::commit_lock`]), then that of refcount block reads ([`Image::refblock_loads`]), all held across I/O by tasks; last,
+//! and never across I/O, the metadata lock ([`Image::meta`]).
 
 mod commit;
 mod compressed;
 pub(crate) mod create;
+mod layout;
 mod mapping;
 pub(crate) mod open;
 mod read;
@@ -31,6 +33,7 @@ use std::task::Waker;
 use cowhand_qcow2::{FormatError, Geometry, Header, HostOffset, L1Entry};
 
 use self::compressed::DecodedCache;
+use self::layout::Layout;
 use self::refcounts::Refcounts;
 use self::slices::{Slice, SliceCache};
 use crate::error::{Error, ErrorKind};
@@ -100,6 +103,8 @@ pub(crate) struct Image {
     no_flush: bool,
     l1: Box<[AtomicU64]>,
     slices: SliceCache,
+    /// Where metadata lay when the image was opened; known only to a writer.
+    layout: Arc<Layout>,
     slice_entries: usize,
     decoded: DecodedCache,
     meta: Mutex<Meta>,
@@ -107,6 +112,9 @@ pub(crate) struct Image {
     /// Serialises making and copying L2 tables.
     tables: AsyncMutex,
     commit_lock: AsyncMutex,
+    /// Serialises reading refcount blocks: a read that another one overtakes, together with a change, its commit and the
+    /// block's eviction, would bring the old counts back.
+    refblock_loads: AsyncMutex,
     /// Counts finished commits: of several flushes that wait, one commits for all.
     commits: AtomicU64,
     grace: Arc<Grace>,

@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use cowhand_qcow2::{Autoclear, CryptMethod, Header, Incompatible, RefTableEntry};
+use cowhand_qcow2::{Autoclear, CryptMethod, FormatError, Header, HostOffset, Incompatible, L1Entry, RefTableEntry};
 
 use super::compressed::DecodedCache;
+use super::layout::{Layout, Overlap, Part};
 use super::mapping::be64;
 use super::refcounts::Refcounts;
 use super::slices::{SLICE_BYTES, SliceCache};
@@ -114,27 +115,35 @@ impl<'a> Opening<'a> {
         let bits = geometry.cluster_bits;
         let l1_len = usize::try_from(header.l1_entries_needed()).unwrap_or(usize::MAX);
         let l1_bytes = self.table(queue, "L1 table", header.l1_table_offset.get(), l1_len * 8).await?;
-        let l1 = l1_bytes.chunks_exact(8).map(|b| AtomicU64::new(be64(b))).collect();
+        let l1: Vec<_> = l1_bytes.chunks_exact(8).map(|b| L1Entry::from_raw(be64(b))).collect();
 
         let slice_entries = (geometry.l2_entries()).min(SLICE_BYTES / 8) as usize;
         let slices = (l1_len as u64 * geometry.l2_entries()).div_ceil(slice_entries as u64);
         let budget = options.metadata_cache.unwrap_or(METADATA_CACHE);
         let table_len = header.refcount_table_clusters as usize * bits.size() as usize;
         // Only a writer looks at refcounts.
-        let table = if options.writable {
+        let table: Vec<_> = if options.writable {
             let offset = header.refcount_table_offset.get();
             let bytes = self.table(queue, "refcount table", offset, table_len).await?;
             bytes.chunks_exact(8).map(|b| RefTableEntry::from_raw(be64(b))).collect()
         } else {
             Vec::new()
         };
+        let layout = Arc::new(if options.writable { self.layout(&l1, &table)? } else { Layout::default() });
+        // The flag alone names no table, and must not look like one that may be written.
+        let names_table = |e: L1Entry| e.with_copied(false).raw() != 0;
+        let l1 = l1.into_iter().map(|e| AtomicU64::new(if names_table(e) { e.raw() } else { 0 })).collect();
         let limit = self.file.traits().block_device.then_some(self.file_len);
         let file_clusters = bits.clusters_for(self.file_len);
-        let mut refcounts =
-            Refcounts::new(geometry, header.refcount_table_offset, table, file_clusters, limit, budget / 5);
-        refcounts.reserve(cowhand_qcow2::HostOffset::new(0), 1);
-        refcounts.reserve(header.l1_table_offset, u64::from(header.l1_size) * 8);
-        refcounts.reserve(header.refcount_table_offset, table_len as u64);
+        let refcounts = Refcounts::new(
+            geometry,
+            header.refcount_table_offset,
+            table,
+            file_clusters,
+            limit,
+            layout.clone(),
+            budget / 5,
+        );
         let stale = header.autoclear.intersects(Autoclear::BITMAPS | header.autoclear.unknown());
         let meta = Meta {
             clock: 0,
@@ -157,12 +166,14 @@ impl<'a> Opening<'a> {
             no_flush: options.no_flush,
             l1,
             slices: SliceCache::new(slice_entries, slices, budget / 5 * 4),
+            layout,
             slice_entries,
             decoded: DecodedCache::default(),
             meta: Mutex::new(meta),
             ranges: Default::default(),
             tables: Default::default(),
             commit_lock: Default::default(),
+            refblock_loads: Default::default(),
             commits: AtomicU64::new(0),
             grace: Arc::new(Grace::default()),
             flush_failed: AtomicBool::new(false),
@@ -173,6 +184,44 @@ impl<'a> Opening<'a> {
             image.barrier(queue, Barrier::Header).await?;
         }
         Ok(image)
+    }
+
+    /// Where the image's metadata lies: no two structures in one place, and all refcounts inside the file.
+    fn layout(&self, l1: &[L1Entry], refcount_table: &[RefTableEntry]) -> Result<Layout> {
+        let header = &self.header;
+        let geometry = header.geometry();
+        let bits = geometry.cluster_bits;
+        let corrupt = |e: FormatError| {
+            self.refuse(ErrorKind::Corrupt, &format!("the image is damaged: {e}; look at it with a check"))
+        };
+        let part = |what, offset: HostOffset, bytes: u64| {
+            let first = bits.index_of(offset.get());
+            Part { what, clusters: first..first + bits.clusters_for(bytes), shared: false }
+        };
+        let table_bytes = refcount_table.len() as u64 * 8;
+        let mut parts = vec![
+            part("header", HostOffset::new(0), 1),
+            part("L1 table", header.l1_table_offset, u64::from(header.l1_size) * 8),
+            part("refcount table", header.refcount_table_offset, table_bytes),
+        ];
+        for entry in refcount_table {
+            let Some(block) = entry.offset(&geometry).map_err(corrupt)? else { continue };
+            if block.get() >= self.file_len {
+                let message = "the image is truncated: a refcount block lies past the end of the file";
+                return Err(self.refuse(ErrorKind::Corrupt, message).at_offset(block.get()));
+            }
+            parts.push(part("refcount block", block, 1));
+        }
+        for entry in l1 {
+            let Some(table) = entry.offset(&geometry).map_err(corrupt)? else { continue };
+            parts.push(Part { shared: !entry.copied(), ..part("L2 table", table, 1) });
+        }
+        Layout::new(parts).map_err(|Overlap { cluster, structures: [one, other] }| {
+            let message = format!(
+                "the image is damaged: a {one} and a {other} lie in one cluster; open it with readonly=on, or repair it                  ('qemu-img check -r all')"
+            );
+            self.refuse(ErrorKind::Corrupt, &message).at_offset(cluster << bits.bits())
+        })
     }
 
     async fn table(&self, queue: &Rc<Queue>, what: &str, offset: u64, len: usize) -> Result<crate::io::Buffer> {

@@ -1,4 +1,7 @@
 //! Reading guest data from one layer, and from the layers below where this one has none.
+//!
+//! First everything is located, layer by layer and without recursion, so that a deep chain needs no deep stack; then all is read
+//! at once.
 
 use std::rc::Rc;
 
@@ -7,31 +10,82 @@ use super::mapping::{Kind, Run};
 use crate::error::Result;
 use crate::io::{IoSeg, fill_zero, segs_len, split_segs};
 use crate::join::join_all;
+use crate::node::Node;
 use crate::queue::Queue;
+use crate::raw::RawImage;
+
+/// A part of a read, in one place of one layer.
+enum Piece<'a> {
+    Qcow2 { image: &'a Image, offset: u64, run: Run, data: Vec<IoSeg> },
+    Raw { image: &'a RawImage, offset: u64, data: Vec<IoSeg> },
+}
+
+/// A part of a read that a layer does not have: the next layer below it, where, and where to.
+struct Gap<'a> {
+    below: &'a Node,
+    offset: u64,
+    data: Vec<IoSeg>,
+}
+
+impl Piece<'_> {
+    async fn read(self, queue: &Rc<Queue>) -> Result<()> {
+        match self {
+            Self::Qcow2 { image, offset, run, data } => image.read_run(queue, offset, run, data).await,
+            Self::Raw { image, offset, data } => image.read(queue, offset, &data).await,
+        }
+    }
+}
 
 impl Image {
     /// Reads from `offset` (inside the virtual size) into `data`.
     pub(crate) async fn read(&self, queue: &Rc<Queue>, offset: u64, data: &[IoSeg]) -> Result<()> {
+        let (mut pieces, mut gaps) = (Vec::new(), Vec::new());
+        self.locate(queue, offset, data, &mut pieces, &mut gaps).await?;
+        while let Some(Gap { below, offset, data }) = gaps.pop() {
+            match below {
+                Node::Raw(image) => pieces.push(Piece::Raw { image, offset, data }),
+                Node::Qcow2(image) => image.locate(queue, offset, &data, &mut pieces, &mut gaps).await?,
+            }
+        }
+        join_all(pieces.into_iter().map(|piece| piece.read(queue)).collect()).await
+    }
+
+    /// Finds what this layer has of a read, and what it does not have; fills in what reads as zeros.
+    async fn locate<'a>(
+        &'a self,
+        queue: &Rc<Queue>,
+        offset: u64,
+        data: &[IoSeg],
+        pieces: &mut Vec<Piece<'a>>,
+        gaps: &mut Vec<Gap<'a>>,
+    ) -> Result<()> {
         let len = segs_len(data);
-        let mut parts = Vec::new();
         let mut done = 0;
         while done < len {
-            let run = self.run(queue, offset + done, len - done).await?;
-            let part = split_segs(data, done, run.len);
             let at = offset + done;
+            let run = self.run(queue, at, len - done).await?;
+            let part = split_segs(data, done, run.len);
             done += run.len;
-            parts.push(async move { self.read_run(queue, at, run, part).await });
+            match run.kind {
+                Kind::Unallocated => gaps.extend(self.gap(at, part)),
+                Kind::Zero { .. } => fill_zero(&part),
+                _ => pieces.push(Piece::Qcow2 { image: self, offset: at, run, data: part }),
+            }
         }
-        join_all(parts).await
+        Ok(())
+    }
+
+    /// What this layer does not have. A backing file that is shorter reads as zeros past its end. (Sharp edge 20.)
+    fn gap(&self, offset: u64, data: Vec<IoSeg>) -> Option<Gap<'_>> {
+        let len = segs_len(&data);
+        let there = self.backing.as_ref().map_or(0, |below| below.size().saturating_sub(offset).min(len));
+        fill_zero(&split_segs(&data, there, len - there));
+        let below = self.backing.as_deref().filter(|_| there > 0)?;
+        Some(Gap { below, offset, data: split_segs(&data, 0, there) })
     }
 
     async fn read_run(&self, queue: &Rc<Queue>, offset: u64, run: Run, data: Vec<IoSeg>) -> Result<()> {
         match run.kind {
-            Kind::Unallocated => self.read_backing(queue, offset, data).await,
-            Kind::Zero { .. } => {
-                fill_zero(&data);
-                Ok(())
-            }
             Kind::Data { host, .. } => {
                 let read = queue.read(&self.file, host.get(), data).await;
                 read.map_err(|e| self.io_error("cannot read", host.get(), e))
@@ -41,23 +95,8 @@ impl Image {
                 decoded.scatter(self.geometry.cluster_bits.offset_in(offset) as usize, &data);
                 Ok(())
             }
+            // Neither lies anywhere: they were located as zeros, or further down.
+            Kind::Unallocated | Kind::Zero { .. } => Ok(()),
         }
-    }
-
-    /// Reads what this layer does not have. A backing file that is shorter reads as zeros past its end. (Sharp edge 20.)
-    pub(super) async fn read_backing(&self, queue: &Rc<Queue>, offset: u64, data: Vec<IoSeg>) -> Result<()> {
-        let Some(backing) = &self.backing else {
-            fill_zero(&data);
-            return Ok(());
-        };
-        let len = segs_len(&data);
-        let there = backing.size().saturating_sub(offset).min(len);
-        if there < len {
-            fill_zero(&split_segs(&data, there, len - there));
-        }
-        if there == 0 {
-            return Ok(());
-        }
-        Box::pin(backing.read(queue, offset, &split_segs(&data, 0, there))).await
     }
 }

@@ -11,6 +11,9 @@ use std::ops::Range;
 
 use cowhand_qcow2::{FormatError, Geometry, HostOffset, RefTableEntry, refcount};
 
+use super::layout::Layout;
+use crate::sync::Arc;
+
 /// Why an allocation or a count cannot be done yet.
 #[derive(Debug)]
 pub(super) enum Need {
@@ -51,6 +54,15 @@ pub(super) struct Extent {
     pub(super) zeroed: bool,
 }
 
+impl Extent {
+    /// What is left of it behind its first `clusters` (at most all).
+    pub(super) fn without_first(self, geometry: &Geometry, clusters: u64) -> Self {
+        let skipped = clusters.min(self.clusters);
+        let host = HostOffset::new(self.host.get() + (skipped << geometry.cluster_bits.bits()));
+        Self { host, clusters: self.clusters - skipped, ..self }
+    }
+}
+
 /// What the commit writes of the refcounts.
 #[derive(Debug, Default)]
 pub(super) struct RefcountWrites {
@@ -73,8 +85,8 @@ pub(super) struct Refcounts {
     hint: u64,
     /// Every cluster from here on is zero in the file: past its end, and never given out.
     fresh: u64,
-    /// Clusters that are never given out whatever their count says: header, L1 table.
-    reserved: Vec<Range<u64>>,
+    /// Clusters that are never given out whatever their count says.
+    reserved: Arc<Layout>,
     /// The places of refcount blocks, never given out either.
     block_places: HashSet<u64>,
     /// The file cannot grow past this many clusters.
@@ -88,13 +100,14 @@ const CLUSTER_END: u64 = 1 << 56;
 
 impl Refcounts {
     /// Refcounts described by `table` (at `table_offset`), of a file that ends at cluster `file_clusters` and (a block device)
-    /// cannot grow past `limit` bytes. About `budget` bytes of blocks are held.
+    /// cannot grow past `limit` bytes; what is `reserved` is never given out. About `budget` bytes of blocks are held.
     pub(super) fn new(
         geometry: Geometry,
         table_offset: HostOffset,
         table: Vec<RefTableEntry>,
         file_clusters: u64,
         limit: Option<u64>,
+        reserved: Arc<Layout>,
         budget: u64,
     ) -> Self {
         let bits = geometry.cluster_bits;
@@ -108,19 +121,12 @@ impl Refcounts {
             quarantine: HashSet::new(),
             hint: 1,
             fresh: file_clusters,
-            reserved: Vec::new(),
+            reserved,
             block_places,
             limit: limit.map_or(CLUSTER_END >> bits.bits(), |bytes| bytes >> bits.bits()),
             max_blocks: usize::try_from(budget >> bits.bits()).unwrap_or(usize::MAX).max(4),
             clock: 0,
         }
-    }
-
-    /// Keeps these clusters from being given out.
-    pub(super) fn reserve(&mut self, host: HostOffset, bytes: u64) {
-        let bits = self.geometry.cluster_bits;
-        let first = bits.index_of(host.get());
-        self.reserved.push(first..first + bits.clusters_for(bits.offset_in(host.get()) + bytes));
     }
 
     pub(super) fn table(&self) -> (HostOffset, &[RefTableEntry]) {
@@ -130,6 +136,11 @@ impl Refcounts {
     fn split(&self, cluster: u64) -> (u64, usize) {
         let entries = self.geometry.refcount_block_entries();
         (cluster / entries, (cluster % entries) as usize)
+    }
+
+    /// Whether a block is in memory.
+    pub(super) fn is_loaded(&self, index: u64) -> bool {
+        self.blocks.contains_key(&index)
     }
 
     /// Takes a block that was read. Clean blocks make room for it when there are too many.
@@ -189,9 +200,7 @@ impl Refcounts {
     }
 
     fn is_free(&mut self, cluster: u64) -> Result<bool, Need> {
-        if self.quarantine.contains(&cluster)
-            || self.block_places.contains(&cluster)
-            || self.reserved.iter().any(|r| r.contains(&cluster))
+        if self.quarantine.contains(&cluster) || self.block_places.contains(&cluster) || self.reserved.contains(cluster)
         {
             return Ok(false);
         }
@@ -330,8 +339,9 @@ impl Refcounts {
     }
 
     /// Plans a larger refcount table that has an entry `index`: where it goes, together with the new blocks that count it.
-    /// Nothing is changed yet.
-    pub(super) fn plan_growth(&self, index: u64) -> Result<Growth, Need> {
+    /// Nothing is changed yet, but the place is taken: should the growth fail, the file holds part of it there, or even a header
+    /// that names it, and neither another growth nor guest data that counts on zeros may go there.
+    pub(super) fn plan_growth(&mut self, index: u64) -> Result<Growth, Need> {
         let bits = self.geometry.cluster_bits;
         let per_block = self.geometry.refcount_block_entries();
         // The first cluster that no block can count yet: nothing is in use there.
@@ -339,12 +349,16 @@ impl Refcounts {
         let wanted = (index + 1).max(self.table.len() as u64 * 3 / 2);
         let mut table_clusters = bits.clusters_for(wanted.max(first / per_block + 1) * 8);
         loop {
-            // The blocks count themselves too: one more than the table alone would want is always enough.
-            let blocks = (first + table_clusters).div_ceil(per_block) + 1 - first / per_block;
+            // The blocks count themselves too.
+            let blocks_for = |blocks: u64| (first + blocks + table_clusters - 1) / per_block + 1 - first / per_block;
+            let mut blocks = 1;
+            while blocks < blocks_for(blocks) {
+                blocks = blocks_for(blocks);
+            }
             let total = blocks + table_clusters;
-            let last_block = (first + total - 1) / per_block;
+            let first_block = first / per_block;
             let entries = bits.size() / 8 * table_clusters;
-            if last_block >= entries {
+            if first_block + blocks > entries {
                 table_clusters += 1;
                 continue;
             }
@@ -353,7 +367,8 @@ impl Refcounts {
             {
                 return Err(Need::Space);
             }
-            return Ok(Growth { first, table_clusters, blocks: first / per_block..last_block + 1 });
+            self.fresh = self.fresh.max(first + total);
+            return Ok(Growth { first, table_clusters, blocks: first_block..first_block + blocks });
         }
     }
 
@@ -380,7 +395,7 @@ impl Refcounts {
             blocks.push((index, place, bytes));
         }
         let offset = HostOffset::new((growth.first + count) << bits.bits());
-        Ok(Grown { table, blocks, offset, end: used.end })
+        Ok(Grown { table, blocks, offset })
     }
 
     /// The header names the new table: it holds from now on. Returns the clusters of the old one, whose references are to be taken off.
@@ -394,7 +409,6 @@ impl Refcounts {
         }
         self.table = grown.table;
         self.table_offset = grown.offset;
-        self.fresh = self.fresh.max(grown.end);
         old
     }
 }
@@ -415,5 +429,8 @@ pub(super) struct Grown {
     pub(super) blocks: Vec<(u64, u64, Vec<u8>)>,
     /// Where it goes.
     pub(super) offset: HostOffset,
-    end: u64,
 }
+
+#[cfg(test)]
+#[path = "refcounts_test.rs"]
+mod tests;

@@ -11,6 +11,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::Barrier;
 use crate::queue::Queue;
 
+/// About how many bytes of clusters may wait for a commit.
+const DROPPED_BYTES: u64 = 256 << 20;
+
 impl Image {
     /// Gives out up to `wanted` clusters that lie together, each with one reference, not yet durable.
     pub(super) async fn allocate(&self, queue: &Rc<Queue>, wanted: u64) -> Result<Extent> {
@@ -18,7 +21,7 @@ impl Image {
             let need = {
                 let mut meta = self.meta.lock();
                 let now = meta.tick();
-                if meta.refcounts.crowded() {
+                if meta.refcounts.crowded() || meta.dropped.len() > self.dropped_max() {
                     None
                 } else {
                     match meta.refcounts.allocate(wanted, now) {
@@ -32,6 +35,12 @@ impl Image {
                 Some(need) => self.satisfy(queue, need).await?,
             }
         }
+    }
+
+    /// How many clusters may wait for the commit that lets them be used again. A guest that writes and discards and never flushes
+    /// would make the file grow without end otherwise.
+    fn dropped_max(&self) -> usize {
+        (DROPPED_BYTES >> self.geometry.cluster_bits.bits()).clamp(64, 8192) as usize
     }
 
     /// Clusters that were given out but never came into the mapping are free again.
@@ -50,6 +59,10 @@ impl Image {
     }
 
     async fn load_refblock(&self, queue: &Rc<Queue>, index: u64, place: HostOffset) -> Result<()> {
+        let _loads = self.refblock_loads.lock().await;
+        if self.meta.lock().refcounts.is_loaded(index) {
+            return Ok(());
+        }
         let read = queue.read_buffer(&self.file, place.get(), self.cluster_size() as usize).await;
         let bytes = read.map_err(|e| self.io_error("cannot read a refcount block", place.get(), e))?;
         self.meta.lock().refcounts.loaded(index, &bytes);
@@ -78,7 +91,7 @@ impl Image {
         self.commit(queue, super::commit::Until::Mapping).await?;
         let _commit = self.commit_lock.lock().await;
         let grown = {
-            let meta = self.meta.lock();
+            let mut meta = self.meta.lock();
             if (meta.refcounts.table().1.len() as u64) > index {
                 return Ok(());
             }

@@ -75,19 +75,29 @@ impl Image {
         let written = self.fill_clusters(queue, offset, &split_segs(data, 0, len), run.kind, extent).await;
         let published = match written {
             Ok(()) => self.publish_data(queue, offset - within, extent).await,
-            Err(e) => Err(e),
+            Err(e) => Err((0, e)),
         };
-        if published.is_err() && !reused {
-            self.give_back(extent);
-        }
-        published.map(|()| len)
+        published.map(|()| len).map_err(|(mapped, error)| {
+            if !reused {
+                // Only what is not in the mapping: the rest holds guest data now.
+                self.give_back(extent.without_first(&self.geometry, mapped));
+            }
+            error
+        })
     }
 
-    async fn publish_data(&self, queue: &Rc<Queue>, offset: u64, extent: Extent) -> Result<()> {
+    /// On failure says how many clusters came into the mapping nevertheless.
+    async fn publish_data(
+        &self,
+        queue: &Rc<Queue>,
+        offset: u64,
+        extent: Extent,
+    ) -> std::result::Result<(), (u64, Error)> {
         let place = |i: u64| HostOffset::new(extent.host.get() + i * self.cluster_size());
         let entries: std::result::Result<Vec<_>, _> =
             (0..extent.clusters).map(|i| L2Entry::data(place(i), true)).collect();
-        self.publish(queue, offset, &entries.map_err(|e| self.format_error(&e))?).await
+        let entries = entries.map_err(|e| (0, self.format_error(&e)))?;
+        self.publish(queue, offset, &entries).await.map_err(|e| (e.done as u64, e.into()))
     }
 
     /// Writes `data` into the extent's clusters, around it what the clusters held before (`old`, from `offset` on).

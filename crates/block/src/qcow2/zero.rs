@@ -131,7 +131,10 @@ impl Image {
             return Err(self.io_error("cannot write zeros", extent.host.get(), e));
         }
         let entry = L2Entry::data(extent.host, true).map_err(|e| self.format_error(&e))?;
-        self.publish(queue, at, &[entry]).await
+        self.publish(queue, at, &[entry]).await.map_err(|e| {
+            self.give_back(extent);
+            e.into()
+        })
     }
 
     /// What takes the place of clusters of this kind.

@@ -7,6 +7,11 @@ use cowhand_qcow2::{Header, L1Entry, L2Entry, L2Kind, RefTableEntry, refcount};
 
 /// The errors that lose data. Leaked clusters are none.
 pub(super) fn check(image: &[u8]) -> Result<(), String> {
+    check_shared(image, &[])
+}
+
+/// The same for an image some of whose clusters have a reference more, from elsewhere.
+pub(super) fn check_shared(image: &[u8], shared: &[u64]) -> Result<(), String> {
     let text = |e: cowhand_qcow2::FormatError| e.to_string();
     let header = Header::parse(image, image.len() as u64).map_err(text)?;
     let geometry = header.geometry();
@@ -28,6 +33,7 @@ pub(super) fn check(image: &[u8]) -> Result<(), String> {
         }
     };
     refer(0, 1);
+    shared.iter().for_each(|&cluster| refer(cluster << bits.bits(), 1));
     refer(header.l1_table_offset.get(), u64::from(header.l1_size) * 8);
     let table = header.refcount_table_offset.get();
     let table_len = u64::from(header.refcount_table_clusters) * bits.size();

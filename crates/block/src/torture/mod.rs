@@ -5,12 +5,14 @@
 //! seed fails.
 
 mod check;
+mod freeze;
 mod model;
 
 use std::path::{Path, PathBuf};
 
 use cowhand_qcow2::{ClusterBits, CreateParams};
 
+use self::freeze::Frozen;
 use self::model::Model;
 use crate::chain::OpenPolicy;
 use crate::disk::{Disk, DiskQueue, block_on};
@@ -21,6 +23,11 @@ use crate::queue::Queue;
 use crate::request::{Event, Request, RequestQueue, Wait};
 use crate::spec::{DiskSpec, Format};
 use crate::sync::Arc;
+
+/// Panics if an image is not sound.
+pub(crate) fn assert_sound(image: &[u8]) {
+    check::check(image).unwrap();
+}
 
 const IMAGE: &str = "/disk.qcow2";
 const BASE: &str = "/base.img";
@@ -45,6 +52,8 @@ struct Case {
     tiny_cache: bool,
     /// Sectors written at the start, so that little more makes the refcount table grow.
     filled: u64,
+    /// What was written at the start is shared with an internal snapshot.
+    snapshot: bool,
     faults: Faults,
     skipped: Option<Barrier>,
     /// Lives end with the power, soon after a flush for this reason.
@@ -70,16 +79,23 @@ impl Case {
         } else {
             Faults { short: if rng.one_in(4) { 8 } else { 0 }, ..Faults::default() }
         };
+        let refcount_order = match version {
+            2 => 4,
+            // A table of one 512-byte cluster names 64 blocks of 64 counts: 2 MiB.
+            _ if crowded => 6,
+            _ => rng.below(7) as u32,
+        };
+        let snapshot = !crowded && refcount_order > 0 && rng.one_in(3);
         Self {
             cluster_bits,
             version,
-            refcount_order: match version {
-                2 => 4,
-                // A table of one 512-byte cluster names 64 blocks of 64 counts: 2 MiB.
-                _ if crowded => 6,
-                _ => rng.below(7) as u32,
+            refcount_order,
+            filled: match (crowded, snapshot) {
+                (true, _) => 3850 + rng.below(100),
+                (_, true) => 1 + rng.below(sectors.min(2000)),
+                _ => 0,
             },
-            filled: if crowded { 3850 + rng.below(100) } else { 0 },
+            snapshot,
             sectors,
             base: [Base::None, Base::Raw, Base::Qcow2][rng.below(3) as usize],
             queues: 1 + rng.below(3) as usize,
@@ -104,6 +120,7 @@ struct Play {
     rng: Rng,
     case: Case,
     model: Model,
+    frozen: Frozen,
     ops: u64,
 }
 
@@ -126,7 +143,8 @@ fn run_traced(
         world.start_trace();
         world.note(|| format!("{case:?}"));
     }
-    let mut play = Play { world: world.clone(), model: Model::new(case.sectors), rng, case, ops: 0 };
+    let mut play =
+        Play { world: world.clone(), model: Model::new(case.sectors), frozen: Frozen::default(), rng, case, ops: 0 };
     let result = play.create().and_then(|()| {
         for _ in 0..4 {
             play.life()?;
@@ -179,6 +197,11 @@ impl Play {
                 self.model.set_initial(sector, tag);
             }
             self.fill(IMAGE, &content)?;
+        }
+        if self.case.snapshot {
+            let mut image = self.world.content(Path::new(IMAGE)).ok_or("the image is gone")?;
+            self.frozen = freeze::freeze(&mut image).unwrap_or_default();
+            self.world.put(Path::new(IMAGE), image);
         }
         Ok(())
     }
@@ -362,7 +385,8 @@ impl Play {
     /// After an end: the image is sound, and every sector holds what it may.
     fn inspect(&mut self, durable: bool) -> Result<(), String> {
         let image = self.world.content(Path::new(IMAGE)).ok_or("the image is gone")?;
-        check::check(&image).map_err(|e| format!("after the end: {e}"))?;
+        let sound = check::check_shared(&image, &self.frozen.clusters).and_then(|()| self.frozen.check(&image));
+        sound.map_err(|e| format!("after the end: {e}"))?;
         let spec = DiskSpec { readonly: true, ..DiskSpec::new(Path::new(IMAGE), Format::Qcow2) };
         let disk = Disk::open(&spec, &self.policy()).map_err(text)?;
         let mut queue = disk.queue().map_err(text)?;
@@ -383,3 +407,7 @@ impl Play {
 #[cfg(test)]
 #[path = "torture_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "fault_test.rs"]
+mod fault_tests;

@@ -67,6 +67,12 @@ impl Machine {
         &self.control
     }
 
+    /// The buses that the vCPUs' accesses go to.
+    #[cfg(test)]
+    pub(super) fn buses(&self) -> &Buses {
+        &self.buses
+    }
+
     /// The machine's platform.
     pub(super) fn platform(&self) -> &Platform {
         &self.platform

@@ -30,7 +30,7 @@ use super::{
 /// How often operations fail, each as one in so many (0: never).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Faults {
-    /// Reads, writes and the rest fail with EIO.
+    /// Reads, writes and the rest fail with EIO, though they may have been carried out.
     pub io: u32,
     /// Writes fail with ENOSPC.
     pub no_space: u32,
@@ -291,6 +291,10 @@ impl State {
             _ => {}
         }
         if !matches!(op, Op::Flush { .. }) && fails(&mut self.rng, faults.io) {
+            // What failed may have reached the file all the same.
+            if !matches!(op, Op::Read { .. }) && self.rng.one_in(2) {
+                let _ = self.files[file].disk.carry_out(op, covers);
+            }
             return error(libc::EIO);
         }
         if let Op::Read { offset, data } | Op::Write { offset, data } = op

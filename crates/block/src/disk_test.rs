@@ -1,0 +1,157 @@
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use cowhand_qcow2::CreateParams;
+
+use super::*;
+use crate::io::host::{Engine, Host};
+use crate::io::sim::World;
+use crate::io::{Buffer, Completion, Notify, OpenMode};
+use crate::qcow2::create;
+
+const IMAGE: &str = "/disk.qcow2";
+
+fn disk_in(world: &World) -> Arc<Disk> {
+    let file = world.create(Path::new(IMAGE)).unwrap();
+    let queue = Queue::new(world.driver().unwrap());
+    let task = {
+        let queue = queue.clone();
+        async move { create::create(&queue, &file, Path::new(IMAGE), &CreateParams::new(1 << 20), false).await }
+    };
+    block_on(&queue, task).unwrap();
+    let policy = OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: Vec::new(), temp_dir: PathBuf::from("/") };
+    Disk::open(&DiskSpec::new(Path::new(IMAGE), Format::Qcow2), &policy).unwrap()
+}
+
+fn write(queue: &mut DiskQueue, buffer: &Buffer) {
+    queue.submit(1, Request::Write { offset: 0, data: vec![buffer.seg(0, buffer.len())] });
+}
+
+/// Operations never end before it is dropped; then it notes whether the disk believes that nobody uses what was dropped before.
+struct Stuck {
+    disk: Arc<Disk>,
+    passed: Rc<Cell<Option<bool>>>,
+    notify: Arc<dyn Notify>,
+}
+
+impl Driver for Stuck {
+    fn submit(&mut self, _token: u64, _file: RawFd, _op: Op) {}
+
+    fn watch(&mut self, _fd: RawFd, _token: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn wait(&mut self, _block: bool, _done: &mut Vec<Completion>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn notifier(&self) -> Arc<dyn Notify> {
+        self.notify.clone()
+    }
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        let grace = self.disk.node.grace().unwrap();
+        self.passed.set(Some(grace.passed(grace.stamp())));
+    }
+}
+
+/// Drops a queue with a write in flight; whether clusters could be used again before that write had ended.
+fn freed_under_a_write(mapped: bool) -> bool {
+    let world = World::orderly();
+    let disk = disk_in(&world);
+    let buffer = Buffer::zeroed(4096);
+    if mapped {
+        let mut queue = disk.queue().unwrap();
+        write(&mut queue, &buffer);
+        queue.wait(Wait::Block, &mut Vec::new()).unwrap();
+    }
+    let passed = Rc::new(Cell::new(None));
+    let notify = world.driver().unwrap().notifier();
+    let mut queue = disk.queue_on(Box::new(Stuck { disk: disk.clone(), passed: passed.clone(), notify }));
+    write(&mut queue, &buffer);
+    queue.wait(Wait::Poll, &mut Vec::new()).unwrap();
+    drop(queue);
+    passed.get().unwrap()
+}
+
+#[test]
+fn dropping_a_queue_frees_no_cluster_under_a_direct_write() {
+    assert!(!freed_under_a_write(true));
+}
+
+#[test]
+fn dropping_a_queue_frees_no_cluster_under_a_task_that_writes() {
+    assert!(!freed_under_a_write(false));
+}
+
+#[test]
+fn dropping_a_queue_last_lets_the_disk_close_behind_it() {
+    let world = World::orderly();
+    let disk = disk_in(&world);
+    let mut queue = disk.queue().unwrap();
+    drop(disk);
+    let buffer = Buffer::from_bytes(&[7; 4096]);
+    write(&mut queue, &buffer);
+    queue.wait(Wait::Block, &mut Vec::new()).unwrap();
+    drop(queue);
+    assert!(world.content(Path::new(IMAGE)).unwrap().chunks(4096).any(|c| c == [7; 4096]));
+}
+
+/// An empty image on the host.
+fn disk_on_host(dir: &tempfile::TempDir, engine: Engine) -> Arc<Disk> {
+    let path = dir.path().join("disk.qcow2");
+    let storage: Arc<dyn Storage> = Arc::new(Host::new(engine));
+    let file = match storage.create(&path) {
+        Ok(file) => file,
+        Err(_) => storage.open(&path, OpenMode { write: true, direct: false }).unwrap(),
+    };
+    let queue = Queue::new(storage.blocking_driver().unwrap());
+    let (task_queue, task_path) = (queue.clone(), path.clone());
+    let params = CreateParams::new(64 << 20);
+    let task = async move { create::create(&task_queue, &file, &task_path, &params, false).await };
+    block_on(&queue, task).unwrap();
+    let policy = OpenPolicy { storage, ..OpenPolicy::host() };
+    Disk::open(&DiskSpec::new(&path, Format::Qcow2), &policy).unwrap()
+}
+
+/// Runs `test` on a thread of its own: one that sleeps for ever fails instead of hanging the run.
+fn within_seconds(test: impl FnOnce() + Send + 'static) {
+    let (done, finished) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        test();
+        done.send(()).unwrap();
+    });
+    if finished.recv_timeout(Duration::from_secs(30)) == Err(mpsc::RecvTimeoutError::Timeout) {
+        panic!("the queue sleeps though its request is done");
+    }
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_blocking_wait_does_not_sleep_on_a_request_that_needs_no_io() {
+    for engine in [Engine::Auto, Engine::Threads] {
+        within_seconds(move || {
+            let dir = tempfile::tempdir().unwrap();
+            let disk = disk_on_host(&dir, engine);
+            let mut queue = disk.queue().unwrap();
+            let buffer = Buffer::from_bytes(&[0xee; 4096]);
+            queue.submit(7, Request::Read { offset: 1 << 20, data: vec![buffer.seg(0, 4096)] });
+            let mut events = Vec::new();
+            queue.wait(Wait::Block, &mut events).unwrap();
+            assert!(matches!(events[..], [Event::Done { tag: 7, result: Ok(()), .. }]));
+            assert!(buffer.iter().all(|&byte| byte == 0));
+        });
+    }
+}
+
+#[test]
+fn opening_a_disk_that_fails_before_any_io_does_not_sleep() {
+    within_seconds(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Disk::open(&DiskSpec::new(dir.path(), Format::Raw), &OpenPolicy::host()).err().unwrap();
+        assert!(error.to_string().contains("is a directory"), "{error}");
+    });
+}
