@@ -10,7 +10,7 @@ use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicUsize};
 use std::time::{Duration, Instant};
 
 use super::guest::{Guest, Moment, policy};
@@ -22,7 +22,7 @@ use crate::io::host::Engine;
 use crate::io::sim::Rng;
 use crate::io::{LockMasks, OpenMode};
 use crate::spec::{DiskSpec, Format};
-use crate::sync::Mutex;
+use crate::sync::{Arc, Mutex, Ordering};
 
 /// How often the victim is killed, all images together.
 const KILLS: usize = 200;
@@ -156,19 +156,32 @@ impl Scene {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut journal = vec![0; RECORD];
-        // Not before it does something; then at any moment.
-        let began = reader.read_exact(&mut journal).is_ok();
-        let rest = std::thread::spawn(move || {
-            let mut rest = Vec::new();
-            reader.read_to_end(&mut rest).map(|_| rest)
+        let heard = Arc::new(AtomicUsize::new(0));
+        let journal = std::thread::spawn({
+            let heard = heard.clone();
+            move || {
+                let (mut journal, mut record) = (Vec::new(), [0; RECORD]);
+                while reader.read_exact(&mut record).is_ok() {
+                    journal.extend(record);
+                    heard.fetch_add(1, Ordering::SeqCst);
+                }
+                journal
+            }
         });
-        std::thread::sleep(Duration::from_micros(rng.below(60_000) >> rng.below(6)));
+        // After so many entries, not after so much time: a busy machine gets as much done. Then a little later, at any moment.
+        let enough = 1 + (rng.below(600) >> rng.below(4)) as usize;
+        let until = Instant::now() + Duration::from_secs(20);
+        while heard.load(Ordering::SeqCst) < enough && !journal.is_finished() && Instant::now() < until {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        std::thread::sleep(Duration::from_micros(rng.below(5000) >> rng.below(8)));
         child.kill().unwrap();
         let output = child.wait_with_output().unwrap();
+        let journal = journal.join().unwrap();
         let said = [output.stdout, output.stderr].concat();
-        assert!(began && output.status.signal() == Some(libc::SIGKILL), "{}", String::from_utf8_lossy(&said));
-        journal.extend(rest.join().unwrap().unwrap());
+        let killed = output.status.signal() == Some(libc::SIGKILL);
+        assert!(killed, "the victim died of itself: {}", String::from_utf8_lossy(&said));
+        assert!(journal.len() >= enough * RECORD, "the victim hung after {} entries", journal.len() / RECORD);
         journal
     }
 
@@ -219,5 +232,5 @@ fn a_killed_writer_leaves_a_sound_image_with_all_that_was_flushed() {
         }
     }
     println!("{KILLS} kills, {answers} answers, {flushes} flushes");
-    assert!(answers > KILLS * 20 && flushes > KILLS, "too little happened: {answers} answers, {flushes} flushes");
+    assert!(answers > KILLS * 10 && flushes > KILLS / 2, "too little happened: {answers} answers, {flushes} flushes");
 }
