@@ -62,6 +62,7 @@ impl Disk {
             let message = format!("its size, {size} bytes, is not a multiple of block-size={}", spec.block_size);
             return Err(Error::new(ErrorKind::Invalid, message).at_path(&spec.path));
         }
+        node.begin_writing(queue).await?;
         Ok(Arc::new(Self {
             spec: spec.clone(),
             storage: policy.storage.clone(),

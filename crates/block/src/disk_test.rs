@@ -155,3 +155,20 @@ fn opening_a_disk_that_fails_before_any_io_does_not_sleep() {
         assert!(error.to_string().contains("is a directory"), "{error}");
     });
 }
+
+#[test]
+fn a_disk_that_is_refused_keeps_its_autoclear_bits_edge_03() {
+    let world = World::orderly();
+    drop(disk_in(&world));
+    let path = Path::new(IMAGE);
+    let mut image = world.content(path).unwrap();
+    // An autoclear bit, and a size that 4096 does not divide.
+    image[95] = 0x80;
+    image[30] = 2;
+    world.put(path, image.clone());
+    let policy = OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: Vec::new(), temp_dir: PathBuf::from("/") };
+    let spec = DiskSpec { block_size: 4096, ..DiskSpec::new(path, Format::Qcow2) };
+    let error = Disk::open(&spec, &policy).err().unwrap().to_string();
+    assert!(error.contains("not a multiple of block-size=4096"), "{error}");
+    assert_eq!(world.content(path).unwrap(), image);
+}

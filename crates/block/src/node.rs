@@ -114,6 +114,14 @@ impl Node {
         }
     }
 
+    /// Prepares the topmost layer of a disk for its first write.
+    pub(crate) async fn begin_writing(&self, queue: &Rc<Queue>) -> Result<()> {
+        match self {
+            Self::Raw(_) => Ok(()),
+            Self::Qcow2(image) => image.begin_writing(queue).await,
+        }
+    }
+
     /// Writes everything, for the last time.
     pub(crate) async fn finish(&self, queue: &Rc<Queue>) -> Result<()> {
         match self {

@@ -117,6 +117,11 @@ impl<'a> Opening<'a> {
         let l1_bytes = self.table(queue, "L1 table", header.l1_table_offset.get(), l1_len * 8).await?;
         let l1: Vec<_> = l1_bytes.chunks_exact(8).map(|b| L1Entry::from_raw(be64(b))).collect();
 
+        for entry in &l1 {
+            // An entry that means nothing is refused below if the image is to be written, otherwise when it is used.
+            self.check_there("an L2 table", entry.offset(&geometry).ok().flatten(), bits.size())?;
+        }
+
         let slice_entries = (geometry.l2_entries()).min(SLICE_BYTES / 8) as usize;
         let slices = (l1_len as u64 * geometry.l2_entries()).div_ceil(slice_entries as u64);
         let budget = options.metadata_cache.unwrap_or(METADATA_CACHE);
@@ -129,6 +134,9 @@ impl<'a> Opening<'a> {
         } else {
             Vec::new()
         };
+        for entry in &table {
+            self.check_there("a refcount block", entry.offset(&geometry).ok().flatten(), bits.size())?;
+        }
         let layout = Arc::new(if options.writable { self.layout(&l1, &table)? } else { Layout::default() });
         // The flag alone names no table, and must not look like one that may be written.
         let names_table = |e: L1Entry| e.with_copied(false).raw() != 0;
@@ -144,7 +152,6 @@ impl<'a> Opening<'a> {
             layout.clone(),
             budget / 5,
         );
-        let stale = header.autoclear.intersects(Autoclear::BITMAPS | header.autoclear.unknown());
         let meta = Meta {
             clock: 0,
             refcounts,
@@ -155,7 +162,7 @@ impl<'a> Opening<'a> {
             dropped: Vec::new(),
             retired: Vec::new(),
         };
-        let image = Image {
+        Ok(Image {
             size: header.size.next_multiple_of(512),
             path: self.path.to_path_buf(),
             file: self.file,
@@ -177,13 +184,7 @@ impl<'a> Opening<'a> {
             commits: AtomicU64::new(0),
             grace: Arc::new(Grace::default()),
             flush_failed: AtomicBool::new(false),
-        };
-        if options.writable && stale {
-            // What we do not keep up to date must not look valid to the next one who knows it. (Sharp edge 3.)
-            image.update_header(queue, |header| header.autoclear = Autoclear::empty()).await?;
-            image.barrier(queue, Barrier::Header).await?;
-        }
-        Ok(image)
+        })
     }
 
     /// Where the image's metadata lies: no two structures in one place, and all refcounts inside the file.
@@ -224,12 +225,34 @@ impl<'a> Opening<'a> {
         })
     }
 
-    async fn table(&self, queue: &Rc<Queue>, what: &str, offset: u64, len: usize) -> Result<crate::io::Buffer> {
-        if offset.checked_add(len as u64).is_none_or(|end| end > self.file_len) {
-            let message = format!("the image is truncated: its {what} ends past the end of the file");
-            return Err(self.refuse(ErrorKind::Corrupt, &message).at_offset(offset));
+    /// Data may lie past the end of the file, and is zero there; tables are written whole, so one that is missing was cut off.
+    fn check_there(&self, what: &str, place: Option<HostOffset>, len: u64) -> Result<()> {
+        match place {
+            Some(place) if place.get().saturating_add(len) > self.file_len => {
+                let message =
+                    format!("the image is truncated: {what} ends past the end of the file; restore it from a copy");
+                Err(self.refuse(ErrorKind::Corrupt, &message).at_offset(place.get()))
+            }
+            _ => Ok(()),
         }
+    }
+
+    async fn table(&self, queue: &Rc<Queue>, what: &str, offset: u64, len: usize) -> Result<crate::io::Buffer> {
+        self.check_there(&format!("its {what}"), Some(HostOffset::new(offset)), len as u64)?;
         let read = queue.read_buffer(&self.file, offset, len).await;
         read.map_err(|e| Error::io(format!("cannot read the {what}"), e).at_path(self.path).at_offset(offset))
+    }
+}
+
+impl Image {
+    /// What has to be written before anything else is: only when all of the disk has been opened, and nothing can refuse it any more.
+    pub(crate) async fn begin_writing(&self, queue: &Rc<Queue>) -> Result<()> {
+        let vouched = !self.header.lock().header.autoclear.is_empty();
+        if self.writable && vouched {
+            // What we do not keep up to date must not look valid to the next one who knows it. (Sharp edge 3.)
+            self.update_header(queue, |header| header.autoclear = Autoclear::empty()).await?;
+            self.barrier(queue, Barrier::Header).await?;
+        }
+        Ok(())
     }
 }
