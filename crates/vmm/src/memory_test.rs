@@ -23,3 +23,30 @@ fn memory_too_small_or_too_large_returns_error() {
     assert!(matches!(create(4096), Err(MemoryError::Size { .. })));
     assert!(matches!(create(u64::MAX), Err(MemoryError::Size { .. })));
 }
+
+#[test]
+fn fill_puts_a_files_bytes_where_they_belong() {
+    use std::io::Write;
+    use vm_memory::Bytes;
+    let memory = create(64 << 20).unwrap();
+    let bytes: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&bytes).unwrap();
+    fill(&memory, GuestAddress(0x10_0123), &file, 777, 2_500_000).unwrap();
+    let mut found = vec![0; 2_500_002];
+    memory.read_slice(&mut found, GuestAddress(0x10_0122)).unwrap();
+    assert_eq!(found[1..=2_500_000], bytes[777..777 + 2_500_000]);
+    assert_eq!((found[0], found[2_500_001]), (0, 0));
+}
+
+#[test]
+fn fill_past_the_files_end_or_outside_memory_returns_error() {
+    let memory = create(64 << 20).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(4096).unwrap();
+    let early = fill(&memory, GuestAddress(0), &file, 0, 4097).unwrap_err();
+    assert_eq!(early.kind(), io::ErrorKind::UnexpectedEof);
+    assert!(fill(&memory, GuestAddress((64 << 20) - 4), &file, 0, 8).is_err());
+    assert!(fill(&memory, GuestAddress(1 << 40), &file, 0, 8).is_err());
+    assert!(fill(&memory, GuestAddress(0), &file, 0, u64::MAX).is_err());
+}

@@ -4,13 +4,14 @@
 //! 64-bit entry) and [`super::pvh`] (ELF with a PVH note, 32-bit entry).
 
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::{layout, linux, pvh, registers};
+use crate::memory;
 
 /// What to boot. The files are regular files, open for reading.
 pub struct BootSource<'a> {
@@ -180,12 +181,8 @@ pub(super) fn load_initrd(
     source: &BootSource<'_>,
     range: Option<InitrdRange>,
 ) -> Result<(), BootError> {
-    let (Some((mut file, name)), Some(range)) = (source.initrd, range) else { return Ok(()) };
-    file.seek(SeekFrom::Start(0)).map_err(BootError::read(name))?;
-    let len = usize::try_from(range.len).map_err(|e| BootError::read(name)(io::Error::other(e)))?;
-    memory
-        .read_exact_volatile_from(GuestAddress(range.base), &mut file, len)
-        .map_err(|e| BootError::read(name)(io::Error::other(e)))
+    let (Some((file, name)), Some(range)) = (source.initrd, range) else { return Ok(()) };
+    memory::fill(memory, GuestAddress(range.base), file, 0, range.len).map_err(BootError::read(name))
 }
 
 /// The end of RAM below the 32-bit hole.

@@ -28,6 +28,7 @@ fn load_bytes(kernel: &[u8], initrd: Option<&[u8]>) -> (GuestMemoryMmap<()>, Res
 fn bzimage(change: impl FnOnce(&mut [u8])) -> Vec<u8> {
     let mut image = vec![0; 1024 + 4096];
     image[0x1f1] = 1; // setup_sects
+    image[0x1f4..0x1f8].copy_from_slice(&(4096_u32 / 16).to_le_bytes()); // syssize
     image[0x202..0x206].copy_from_slice(b"HdrS");
     image[0x206..0x208].copy_from_slice(&0x20f_u16.to_le_bytes());
     image[0x211] = 1; // loadflags: loaded high
@@ -83,6 +84,19 @@ fn bzimage_that_needs_more_memory_than_there_is_returns_error() {
     assert!(matches!(load_bytes(&image, None).1, Err(BootError::KernelTooLarge { .. })));
     let image = bzimage(|image| image[0x258..0x260].copy_from_slice(&u64::MAX.to_le_bytes()));
     assert!(matches!(load_bytes(&image, None).1, Err(BootError::KernelTooLarge { .. })));
+}
+
+#[test]
+fn bzimage_cut_short_or_larger_than_it_says_returns_error() {
+    for len in [1024, 1025, 1024 + 4000] {
+        let result = load_bytes(&bzimage(|_| {})[..len], None).1;
+        assert!(matches!(result, Err(BootError::Unbootable { .. })), "{len}");
+    }
+    let image = bzimage(|image| {
+        image[0x258..0x260].fill(0);
+        image[0x260..0x264].copy_from_slice(&2048_u32.to_le_bytes());
+    });
+    assert!(matches!(load_bytes(&image, None).1, Err(BootError::Unbootable { .. })));
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! bzImage kernels by Linux' 64-bit boot protocol (`Documentation/arch/x86/boot.rst` in Linux).
 
+use std::ops::Range;
+
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
-use linux_loader::loader::{BzImage, KernelLoader};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::boot::{self, BootError, BootSource, EntryPoint};
 use super::{e820, layout};
+use crate::memory;
 
 /// Where the setup header lies in the file.
 const HEADER_START: usize = 0x1f1;
@@ -36,6 +38,16 @@ fn kernel_range(header: &setup_header) -> (u64, u64) {
     (layout::HIGH_MEMORY, start.saturating_add(header.init_size.into()))
 }
 
+/// The part of the file that is put into memory: everything behind the real-mode set-up code; none if some of it is missing.
+fn payload(header: &setup_header, file_len: u64) -> Option<Range<u64>> {
+    // Sect. "Details of header fields": 0 stands for 4, and the boot sector is not counted.
+    let sectors = if header.setup_sects == 0 { 4 } else { u64::from(header.setup_sects) };
+    let start = (sectors + 1) * 512;
+    let len = u64::from(header.syssize) * 16;
+    // The size is counted in paragraphs, the last of which the file may lack in part.
+    (len > 0 && start + len < file_len + 16).then_some(start..file_len)
+}
+
 pub(super) fn load(
     memory: &GuestMemoryMmap<()>,
     size: u64,
@@ -61,17 +73,17 @@ pub(super) fn load(
     let initrd = boot::place_initrd(source, needed, limit)?;
     boot::write_cmdline(memory, source.cmdline, (layout::CMDLINE_MAX - 1).min(header.cmdline_size as usize))?;
 
-    // Both are many megabytes of page faults and copying: two processors share them.
-    let loaded = std::thread::scope(|scope| {
+    let payload = payload(&header, kernel.metadata().map_err(BootError::read(name))?.len())
+        .ok_or_else(|| unbootable("it is cut short".into()))?;
+    // The kernel's own pages end where it says it needs; what is read must lie inside that.
+    if payload.end - payload.start > needed - layout::HIGH_MEMORY {
+        return Err(unbootable("it is larger than its header says".into()));
+    }
+    // Both are many megabytes of copying: two processors share them.
+    std::thread::scope(|scope| {
         let reader = initrd.map(|range| scope.spawn(move || boot::load_initrd(memory, source, Some(range))));
-        let mut file = kernel;
-        let loaded = BzImage::load(
-            memory,
-            Some(GuestAddress(layout::HIGH_MEMORY)),
-            &mut file,
-            Some(GuestAddress(layout::HIGH_MEMORY)),
-        )
-        .map_err(|e| unbootable(format!("it is cut short or damaged ({e})")));
+        let (at, len) = (GuestAddress(layout::HIGH_MEMORY), payload.end - payload.start);
+        let loaded = memory::fill(memory, at, kernel, payload.start, len).map_err(BootError::read(name));
         match reader.map(std::thread::ScopedJoinHandle::join) {
             Some(Ok(result)) => result?,
             Some(Err(panic)) => std::panic::resume_unwind(panic),
@@ -79,10 +91,6 @@ pub(super) fn load(
         }
         loaded
     })?;
-    // The kernel's own pages end where it says it needs; what was read must lie inside that.
-    if loaded.kernel_end > needed {
-        return Err(unbootable("it is larger than its header says".into()));
-    }
 
     let mut params = boot_params { hdr: header, acpi_rsdp_addr: layout::ACPI_TABLES.start, ..Default::default() };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
