@@ -79,18 +79,10 @@ pub(super) fn load(
     if payload.end - payload.start > needed - layout::HIGH_MEMORY {
         return Err(unbootable("it is larger than its header says".into()));
     }
-    // Both are many megabytes of copying: two processors share them.
-    std::thread::scope(|scope| {
-        let reader = initrd.map(|range| scope.spawn(move || boot::load_initrd(memory, source, Some(range))));
-        let (at, len) = (GuestAddress(layout::HIGH_MEMORY), payload.end - payload.start);
-        let loaded = memory::fill(memory, at, kernel, payload.start, len).map_err(BootError::read(name));
-        match reader.map(std::thread::ScopedJoinHandle::join) {
-            Some(Ok(result)) => result?,
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
-            None => {}
-        }
-        loaded
-    })?;
+    // One after the other: writes to one memfd take turns anyway, and two threads that wait for each other are slower than one.
+    let (at, len) = (GuestAddress(layout::HIGH_MEMORY), payload.end - payload.start);
+    memory::fill(memory, at, kernel, payload.start, len).map_err(BootError::read(name))?;
+    boot::load_initrd(memory, source, initrd)?;
 
     let mut params = boot_params { hdr: header, acpi_rsdp_addr: layout::ACPI_TABLES.start, ..Default::default() };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
