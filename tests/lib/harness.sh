@@ -62,12 +62,12 @@ world() {
     local dir=$1 seconds=$2 status=0 try
     shift 2
     # QEMU's emulation of SVM can bring down the machine that it emulates (below); that says nothing about cowhand, so it
-    # gets one more try. A guest that fails gets none.
-    for try in 1 2; do
+    # gets two more tries. A guest that fails gets none.
+    for try in 1 2 3; do
         status=0
         run_world "$dir" "$seconds" "$@" || status=$?
-        if [ "$status" != 125 ] || [ "$try" = 2 ]; then break; fi
-        note "$(basename "$dir"): the emulated machine itself broke down; once more. $(tail -3 "$dir/world.log")"
+        if [ "$status" != 125 ] || [ "$try" = 3 ]; then break; fi
+        note "$(basename "$dir"): the emulated machine itself broke down; again. $(tail -3 "$dir/world.log")"
         rm -rf "$dir/out" && mkdir "$dir/out"
     done
     if [ "$status" != 0 ]; then
