@@ -113,7 +113,8 @@ exited() {
 
 # said DIR/NAME REGEX: the console has such a line.
 said() {
-    console "$1" 2>/dev/null | grep -qE -- "$2" && return
+    # Not `grep -q`: it stops at the first hit, and what still writes to it would fail the pipe (pipefail).
+    console "$1" 2>/dev/null | grep -E -- "$2" >/dev/null && return
     echo "no line on the console like: $2; its end:"
     console "$1" 2>/dev/null | tail -15
     return 1

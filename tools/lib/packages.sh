@@ -51,7 +51,7 @@ codename() { sed -n 's/^VERSION_CODENAME=//p' /etc/os-release; }
 # Enables the release's backports by adding them to the Suites of the sources file that is there.
 enable_backports() {
     local suite=$1 file
-    apt-cache policy 2>/dev/null | grep -q "n=$suite," && return
+    apt-cache policy 2>/dev/null | grep "n=$suite," >/dev/null && return
     file=$(grep -lsE "^Suites:.*\\b${suite%-backports}-updates\\b" /etc/apt/sources.list.d/*.sources | head -1)
     [ -n "$file" ] || die "cannot enable $suite: no sources file names ${suite%-backports}-updates"
     say "adding the suite $suite to $file"
@@ -75,7 +75,7 @@ need_qemu() {
         fi
         if [ "$candidate" != "$installed" ]; then
             suite=$(codename)-backports
-            if ! apt-cache policy 2>/dev/null | grep -q "n=$suite," && ! is_disposable_machine; then
+            if ! apt-cache policy 2>/dev/null | grep "n=$suite," >/dev/null && ! is_disposable_machine; then
                 die "qemu-utils $installed is here but no qemu-system-x86 of that version; enable $suite (or the source" \
                     "qemu-utils came from), install qemu-system-x86, and run this again"
             fi
