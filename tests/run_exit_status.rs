@@ -71,6 +71,20 @@ fn power_off_is_0_and_the_console_reaches_stdout() {
 }
 
 #[test]
+fn an_initrd_that_the_guest_uses_with_its_first_instructions_is_whole() {
+    let mut initrd = tempfile::NamedTempFile::new().unwrap();
+    let words: Vec<u32> = (1..(1 << 20) / 4_u32 + 100).map(|i| i.wrapping_mul(0x9e37_79b9)).collect();
+    initrd.write_all(&words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
+    let sum = words.iter().fold(0_u32, |sum, word| sum.wrapping_add(*word));
+    let name = initrd.path().to_str().unwrap();
+    for cpus in ["1", "2"] {
+        let output = run("sum", &["--initrd", name, "--cpus", cpus]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        assert_eq!(text(&output.stdout), format!("{sum:08x}"));
+    }
+}
+
+#[test]
 fn power_off_of_many_cpus_is_0() {
     assert_eq!(run("hello", &["--cpus", "8"]).status.code(), Some(0));
 }

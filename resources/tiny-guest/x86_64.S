@@ -8,6 +8,7 @@
  *   t  triple faults                              p  reports a panic to the pvpanic device
  *   k  prints what a panicking Linux prints,      e  echoes what is typed, until q
  *      and halts for ever                         K  prints the panic's first line only, and resets
+ *   s  prints the sum of its initrd's 32-bit words, which it inverts in memory and reads again, and powers off
  *   anything else: prints "hello" and powers off
  *
  * resources/tiny-guest/build makes x86_64.elf of this; a test holds the two together.
@@ -18,7 +19,10 @@
         .set    ACPI_SLEEP_CONTROL, 0x600
         .set    ACPI_RESET, 0x602
         .set    SLEEP_S5, (5 << 2) | (1 << 5)
+        .set    START_INFO_MODLIST, 16
         .set    START_INFO_CMDLINE, 24
+        .set    MODULE_ADDRESS, 0
+        .set    MODULE_SIZE, 8
 
         /* XEN_ELFNOTE_PHYS32_ENTRY */
         .section .note.pvh, "a", @note
@@ -46,6 +50,8 @@ start:  mov     START_INFO_CMDLINE(%ebx), %edi
         je      dying_short
         cmp     $'e', %al
         je      echo
+        cmp     $'s', %al
+        je      sum
 
         mov     $hello, %esi
         mov     $off, %ebp
@@ -91,6 +97,39 @@ echo:   mov     $COM1_STATUS, %edx
         je      off
         out     %al, %dx
         jmp     echo
+
+        /* EAX = the sum; 0 when a word does not read back as it was written. */
+sum:    mov     START_INFO_MODLIST(%ebx), %edi
+        mov     MODULE_ADDRESS(%edi), %esi
+        mov     MODULE_SIZE(%edi), %ecx
+        shr     $2, %ecx
+        xor     %eax, %eax
+1:      mov     (%esi), %ebx
+        add     %ebx, %eax
+        not     %ebx
+        mov     %ebx, (%esi)
+        cmp     (%esi), %ebx
+        jne     2f
+        add     $4, %esi
+        dec     %ecx
+        jnz     1b
+        jmp     3f
+2:      xor     %eax, %eax
+        /* In hexadecimal, the highest digit first. */
+3:      mov     %eax, %ebx
+        mov     $8, %ecx
+        mov     $COM1, %edx
+4:      rol     $4, %ebx
+        mov     %bl, %al
+        and     $15, %al
+        add     $'0', %al
+        cmp     $'9', %al
+        jbe     5f
+        add     $('a' - '9' - 1), %al
+5:      out     %al, %dx
+        dec     %ecx
+        jnz     4b
+        jmp     off
 
         /* Prints the text at ESI, then goes on at EBP. */
 print:  mov     $COM1, %edx

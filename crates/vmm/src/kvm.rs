@@ -3,10 +3,11 @@
 //! Not here: vCPUs ([`crate::vcpu`]), interrupts ([`crate::interrupts`]), anything of an architecture ([`crate::arch`]).
 
 use std::io;
+use std::ops::Range;
 
 use kvm_bindings::{KVM_API_VERSION, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VmFd};
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// Where KVM is found.
 pub const KVM_PATH: &str = "/dev/kvm";
@@ -102,26 +103,23 @@ pub fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
     Err(KvmError::ioctl("KVM_CREATE_VM")(kvm_ioctls::Error::new(libc::EINTR)))
 }
 
-/// Gives the guest `memory`, one slot for each region. `memory` must outlive `vm` and every vCPU of it.
+/// Gives the guest the part `range` of `memory`, as the slot with that number. `memory` must outlive `vm` and every vCPU of it.
 ///
 /// # Errors
-/// When KVM refuses a slot.
-pub fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap<()>) -> Result<(), KvmError> {
-    for (slot, region) in memory.iter().enumerate() {
-        let host = memory.get_host_address(region.start_addr()).map_err(|_| KvmError::Ioctl {
-            what: "KVM_SET_USER_MEMORY_REGION",
-            source: io::ErrorKind::InvalidInput.into(),
-        })?;
-        let slot = kvm_userspace_memory_region {
-            slot: slot as u32,
-            flags: 0,
-            guest_phys_addr: region.start_addr().raw_value(),
-            memory_size: region.len(),
-            userspace_addr: host as u64,
-        };
-        // SAFETY: the slot is exactly one mapped region, `region.len()` bytes from `host`, which `memory` keeps mapped; the
-        // machine keeps `memory` for as long as the VM lives.
-        unsafe { vm.set_user_memory_region(slot) }.map_err(KvmError::ioctl("KVM_SET_USER_MEMORY_REGION"))?;
-    }
-    Ok(())
+/// When the range does not lie in one region of `memory`, or KVM refuses the slot.
+pub fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap<()>, number: u32, range: &Range<u64>) -> Result<(), KvmError> {
+    let failed = |source| KvmError::Ioctl { what: "KVM_SET_USER_MEMORY_REGION", source };
+    let len = range.end.saturating_sub(range.start);
+    let part = usize::try_from(len).ok().and_then(|len| memory.get_slice(GuestAddress(range.start), len).ok());
+    let part = part.ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+    let slot = kvm_userspace_memory_region {
+        slot: number,
+        flags: 0,
+        guest_phys_addr: range.start,
+        memory_size: len,
+        userspace_addr: part.ptr_guard_mut().as_ptr() as u64,
+    };
+    // SAFETY: the slot is exactly `part`, which lies in one mapped region that `memory` keeps mapped; the machine keeps
+    // `memory` for as long as the VM lives.
+    unsafe { vm.set_user_memory_region(slot) }.map_err(|e| failed(e.into()))
 }

@@ -3,12 +3,14 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+use super::late::{self, LateRam};
 use super::{Config, MachineError};
-use crate::arch::{self, BootSource, EntryPoint, Platform, PlatformParts, layout};
+use crate::arch::{self, BootSource, InitrdRange, Loaded, Platform, PlatformParts, layout};
 use crate::bus::Bus;
 use crate::console::output::{ConsoleOutput, Sink};
 use crate::control::{Control, Exit};
@@ -27,12 +29,13 @@ pub struct Machine {
     platform: Platform,
     pci: PciHost,
     control: Arc<Control>,
+    late: Option<Arc<LateRam>>,
     _vm: Arc<VmFd>,
     _memory: GuestMemoryMmap<()>,
 }
 
 impl Machine {
-    /// Puts a machine together. The files are read while KVM sets up.
+    /// Puts a machine together. The kernel is read while KVM sets up, the initrd when the guest runs.
     ///
     /// # Errors
     /// When anything of it is not to be had.
@@ -46,20 +49,21 @@ impl Machine {
         let window64 = layout::pci_window64(config.memory, arch::address_bits(&template));
         let control = Arc::new(Control::new().map_err(MachineError::system("event"))?);
 
-        let (entry, kernel_side) = std::thread::scope(|scope| {
+        let (loaded, kernel_side) = std::thread::scope(|scope| {
             let loader = std::thread::Builder::new()
                 .name("loader".into())
                 .spawn_scoped(scope, || load(&memory, config, window64.clone()))
                 .map_err(MachineError::system("loader thread"))?;
             let kernel_side = KernelSide::new(kvm, config, sink, &memory, &window64, &control);
-            let entry = loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            Ok::<_, MachineError>((entry, kernel_side?))
+            let loaded = loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            Ok::<_, MachineError>((loaded, kernel_side?))
         })?;
         let KernelSide { vm, buses, platform, pci } = kernel_side;
+        let late = add_memory(&vm, &memory, config, loaded.initrd, &buses.mmio)?;
         let vcpus = (0..config.cpus)
-            .map(|index| arch::create_vcpu(&vm, index, &template, &entry))
+            .map(|index| arch::create_vcpu(&vm, index, &template, &loaded.entry))
             .collect::<Result<_, KvmError>>()?;
-        Ok(Self { vcpus, buses, platform, pci, control, _vm: vm, _memory: memory })
+        Ok(Self { vcpus, buses, platform, pci, control, late, _vm: vm, _memory: memory })
     }
 
     /// What the machine's end is told to.
@@ -78,16 +82,26 @@ impl Machine {
         &self.platform
     }
 
-    /// Starts the vCPUs, each on its thread.
+    /// Starts the vCPUs, each on its thread, and beside them the one that reads the initrd.
     ///
     /// # Errors
     /// When the system gives no thread; those that were started have ended then.
-    pub(super) fn start(&mut self) -> Result<RunningVcpus, MachineError> {
-        let mut running = RunningVcpus { threads: Vec::new(), control: self.control.clone() };
+    pub(super) fn start(&mut self) -> Result<RunningThreads, MachineError> {
+        let mut running = RunningThreads { vcpus: Vec::new(), initrd: None, control: self.control.clone() };
         for (index, vcpu) in (0..).zip(self.vcpus.drain(..)) {
             let thread = VcpuThread::spawn(index, vcpu, self.buses.clone(), self.control.clone())
                 .map_err(MachineError::system("vCPU thread"))?;
-            running.threads.push(thread);
+            running.vcpus.push(thread);
+        }
+        if let Some(late) = self.late.take() {
+            let control = self.control.clone();
+            let fill = move || {
+                if let Err(e) = late.fill() {
+                    control.end(Exit::Failed(e.to_string()));
+                }
+            };
+            let thread = std::thread::Builder::new().name("initrd".into()).spawn(fill);
+            running.initrd = Some(thread.map_err(MachineError::system("initrd thread"))?);
         }
         Ok(running)
     }
@@ -100,31 +114,60 @@ impl Drop for Machine {
     }
 }
 
-/// The vCPU threads; dropping this ends the machine and waits for them.
-pub(super) struct RunningVcpus {
-    threads: Vec<VcpuThread>,
+/// The machine's threads; dropping this ends the machine and waits for them.
+pub(super) struct RunningThreads {
+    vcpus: Vec<VcpuThread>,
+    initrd: Option<JoinHandle<()>>,
     control: Arc<Control>,
 }
 
-impl Drop for RunningVcpus {
+impl Drop for RunningThreads {
     fn drop(&mut self) {
         // Counts only when there was no other reason.
         self.control.end(Exit::Failed("the control thread gave up".into()));
-        self.threads.drain(..).for_each(VcpuThread::join);
+        // First, as a vCPU may wait for it.
+        if self.initrd.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that reads the initrd panicked");
+        }
+        self.vcpus.drain(..).for_each(VcpuThread::join);
     }
 }
 
-/// Loads kernel, initrd and firmware tables.
-fn load(memory: &GuestMemoryMmap<()>, config: &Config, window64: Range<u64>) -> Result<EntryPoint, MachineError> {
+/// Loads the kernel and the firmware tables.
+fn load(memory: &GuestMemoryMmap<()>, config: &Config, window64: Range<u64>) -> Result<Loaded, MachineError> {
     let source = BootSource {
         kernel: config.kernel.parts(),
         initrd: config.initrd.as_ref().map(super::NamedFile::parts),
         cmdline: &config.cmdline,
     };
-    let entry = arch::load(memory, config.memory, &source)?;
+    let loaded = arch::load(memory, config.memory, &source)?;
     arch::write_firmware_tables(memory, config.cpus, window64)
         .map_err(|e| MachineError::system("firmware tables")(io::Error::other(e)))?;
-    Ok(entry)
+    Ok(loaded)
+}
+
+/// Makes `memory` the guest's RAM, but for the initrd's pages, which come later.
+fn add_memory(
+    vm: &Arc<VmFd>,
+    memory: &GuestMemoryMmap<()>,
+    config: &Config,
+    initrd: Option<InitrdRange>,
+    mmio: &Bus,
+) -> Result<Option<Arc<LateRam>>, MachineError> {
+    let initrd = initrd.filter(|range| range.len > 0).zip(config.initrd.as_ref());
+    let without = initrd.map_or(0..0, |(range, _)| late::pages(&range));
+    let mut slots = 0..;
+    for region in memory.iter() {
+        let (start, end) = (region.start_addr().0, region.start_addr().0 + region.len());
+        let (below, above) = (start..end.min(without.start).max(start), start.max(without.end).min(end)..end);
+        for (part, number) in [below, above].into_iter().filter(|part| !part.is_empty()).zip(&mut slots) {
+            kvm::add_memory(vm, memory, number, &part)?;
+        }
+    }
+    let Some((range, file)) = initrd else { return Ok(None) };
+    let file = file.try_clone().map_err(MachineError::system("initrd"))?;
+    let slot = slots.next().unwrap_or_default();
+    LateRam::new(memory, range, file, (vm.clone(), slot), mmio).map(Some)
 }
 
 /// What does not need to know what the guest boots.
@@ -145,7 +188,6 @@ impl KernelSide {
         control: &Arc<Control>,
     ) -> Result<Self, MachineError> {
         let vm = Arc::new(kvm::create_vm(kvm)?);
-        kvm::add_memory(&vm, memory)?;
         arch::prepare_vm(&vm)?;
         let router = Arc::new(InterruptRouter::new(vm.clone()));
         let buses = Buses { pio: Arc::new(Bus::new()), mmio: Arc::new(Bus::new()) };

@@ -7,6 +7,7 @@
 //! theirs.
 
 mod assembly;
+mod late;
 mod source;
 mod supervisor;
 

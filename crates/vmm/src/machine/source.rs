@@ -66,6 +66,14 @@ impl NamedFile {
         Ok(Self { file, path: name.into() })
     }
 
+    /// The same open file once more.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()?, path: self.path.clone() })
+    }
+
     /// The file and its name.
     #[must_use]
     pub fn parts(&self) -> (&File, &Path) {

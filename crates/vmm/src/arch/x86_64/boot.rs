@@ -1,6 +1,6 @@
 //! Loading what the guest boots: which kind of kernel it is, where the initrd goes, where the guest starts.
 //!
-//! Kernels and initrds are read straight into guest memory. The two boot protocols stand in [`super::linux`] (bzImage,
+//! Kernels are read straight into guest memory; the initrd only gets its place here, and comes later ([`crate::machine`]). The two boot protocols stand in [`super::linux`] (bzImage,
 //! 64-bit entry) and [`super::pvh`] (ELF with a PVH note, 32-bit entry).
 
 use std::fs::File;
@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::{layout, linux, pvh, registers};
-use crate::memory;
 
 /// What to boot. The files are regular files, open for reading.
 pub struct BootSource<'a> {
@@ -98,37 +97,49 @@ pub enum BootError {
 
 impl BootError {
     /// An error of reading `file`.
-    pub(super) fn read(file: &Path) -> impl Fn(io::Error) -> Self {
+    pub(crate) fn read(file: &Path) -> impl Fn(io::Error) -> Self {
         let file = file.to_path_buf();
         move |source| Self::Read { file: file.clone(), source }
     }
 }
 
-/// Where an initrd was or will be put.
+/// Where an initrd is to be put.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct InitrdRange {
-    pub(super) base: u64,
-    pub(super) len: u64,
+pub struct InitrdRange {
+    /// Guest-physical address, at the start of a page; nothing else is in its pages.
+    pub base: u64,
+    /// Bytes.
+    pub len: u64,
 }
 
-/// Loads kernel, initrd and command line, and everything that the kernel is told about them and the machine.
+/// What was loaded.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// Where the guest starts.
+    pub entry: EntryPoint,
+    /// Where it looks for its initrd, which is not there yet.
+    pub initrd: Option<InitrdRange>,
+}
+
+/// Loads kernel and command line, finds a place for the initrd, and writes everything that the kernel is told about them and the
+/// machine.
 ///
 /// # Errors
 /// Says which file is wrong and how.
-pub fn load(memory: &GuestMemoryMmap<()>, size: u64, source: &BootSource<'_>) -> Result<EntryPoint, BootError> {
+pub fn load(memory: &GuestMemoryMmap<()>, size: u64, source: &BootSource<'_>) -> Result<Loaded, BootError> {
     let (kernel, name) = source.kernel;
     let mut head = [0; linux::HEADER_END];
     let len = read_at_most(kernel, &mut head).map_err(BootError::read(name))?;
     let head = &head[..len];
-    let entry = if head.starts_with(b"\x7fELF") {
+    let loaded = if head.starts_with(b"\x7fELF") {
         pvh::load(memory, size, source)?
     } else if let Some(header) = linux::parse_header(head) {
         linux::load(memory, size, source, header)?
     } else {
         return Err(BootError::NotAKernel(name.to_path_buf()));
     };
-    registers::write_tables(memory, &entry)?;
-    Ok(entry)
+    registers::write_tables(memory, &loaded.entry)?;
+    Ok(loaded)
 }
 
 /// Reads from the start of `file` until `buf` is full or the file ends.
@@ -173,16 +184,6 @@ pub(super) fn place_initrd(
         return Err(too_large());
     }
     Ok(Some(InitrdRange { base, len }))
-}
-
-/// Reads the initrd into its place.
-pub(super) fn load_initrd(
-    memory: &GuestMemoryMmap<()>,
-    source: &BootSource<'_>,
-    range: Option<InitrdRange>,
-) -> Result<(), BootError> {
-    let (Some((file, name)), Some(range)) = (source.initrd, range) else { return Ok(()) };
-    memory::fill(memory, GuestAddress(range.base), file, 0, range.len).map_err(BootError::read(name))
 }
 
 /// The end of RAM below the 32-bit hole.

@@ -17,7 +17,7 @@ fn source<'a>(kernel: &'a File, initrd: Option<&'a File>) -> BootSource<'a> {
     BootSource { kernel: (kernel, Path::new("kernel")), initrd, cmdline: "console=ttyS0" }
 }
 
-fn load_bytes(kernel: &[u8], initrd: Option<&[u8]>) -> (GuestMemoryMmap<()>, Result<EntryPoint, BootError>) {
+fn load_bytes(kernel: &[u8], initrd: Option<&[u8]>) -> (GuestMemoryMmap<()>, Result<Loaded, BootError>) {
     let memory = memory::create(MEMORY).unwrap();
     let (kernel, initrd) = (file(kernel), initrd.map(file));
     let result = load(&memory, MEMORY, &source(&kernel, initrd.as_ref()));
@@ -45,21 +45,23 @@ fn bzimage(change: impl FnOnce(&mut [u8])) -> Vec<u8> {
 
 #[test]
 fn pvh_kernel_is_entered_where_its_note_says_and_told_of_its_initrd() {
-    let (memory, entry) = load_bytes(TINY_GUEST, Some(b"initrd"));
-    assert!(matches!(entry.unwrap(), EntryPoint::Pvh { address } if address >= layout::HIGH_MEMORY));
+    let (memory, loaded) = load_bytes(TINY_GUEST, Some(b"initrd"));
+    let loaded = loaded.unwrap();
+    assert!(matches!(loaded.entry, EntryPoint::Pvh { address } if address >= layout::HIGH_MEMORY));
     let info = layout::PVH_START_INFO;
     assert_eq!(memory.read_obj::<u32>(GuestAddress(info)).unwrap(), 0x336e_c578);
     let modules: u64 = memory.read_obj(GuestAddress(info + 16)).unwrap();
-    let initrd: u64 = memory.read_obj(GuestAddress(modules)).unwrap();
-    let mut bytes = [0; 6];
-    memory.read_slice(&mut bytes, GuestAddress(initrd)).unwrap();
-    assert_eq!(&bytes, b"initrd");
+    let [base, len]: [u64; 2] = [0, 8].map(|at| memory.read_obj(GuestAddress(modules + at)).unwrap());
+    assert_eq!(loaded.initrd, Some(InitrdRange { base, len }));
+    assert_eq!((base, len), (MEMORY - 4096, 6));
 }
 
 #[test]
 fn bzimage_is_loaded_high_and_entered_in_64_bit_mode() {
-    let (memory, entry) = load_bytes(&bzimage(|_| {}), Some(b"initrd"));
-    assert_eq!(entry.unwrap(), EntryPoint::Linux64 { address: layout::HIGH_MEMORY + 0x200 });
+    let (memory, loaded) = load_bytes(&bzimage(|_| {}), Some(b"initrd"));
+    let loaded = loaded.unwrap();
+    assert_eq!(loaded.entry, EntryPoint::Linux64 { address: layout::HIGH_MEMORY + 0x200 });
+    assert_eq!(loaded.initrd, Some(InitrdRange { base: MEMORY - 4096, len: 6 }));
     assert_eq!(memory.read_obj::<u8>(GuestAddress(layout::HIGH_MEMORY + 4095)).unwrap(), 0xab);
     let initrd: u32 = memory.read_obj(GuestAddress(layout::BOOT_PARAMS + 0x218)).unwrap();
     assert_eq!(u64::from(initrd), MEMORY - 4096);

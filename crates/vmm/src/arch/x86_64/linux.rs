@@ -5,7 +5,7 @@ use std::ops::Range;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::boot::{self, BootError, BootSource, EntryPoint};
+use super::boot::{self, BootError, BootSource, EntryPoint, Loaded};
 use super::{e820, layout};
 use crate::memory;
 
@@ -53,7 +53,7 @@ pub(super) fn load(
     size: u64,
     source: &BootSource<'_>,
     header: setup_header,
-) -> Result<EntryPoint, BootError> {
+) -> Result<Loaded, BootError> {
     let (kernel, name) = source.kernel;
     let unbootable = |reason: String| BootError::Unbootable { file: name.to_path_buf(), reason };
     let version = header.version;
@@ -79,10 +79,8 @@ pub(super) fn load(
     if payload.end - payload.start > needed - layout::HIGH_MEMORY {
         return Err(unbootable("it is larger than its header says".into()));
     }
-    // One after the other: writes to one memfd take turns anyway, and two threads that wait for each other are slower than one.
     let (at, len) = (GuestAddress(layout::HIGH_MEMORY), payload.end - payload.start);
     memory::fill(memory, at, kernel, payload.start, len).map_err(BootError::read(name))?;
-    boot::load_initrd(memory, source, initrd)?;
 
     let mut params = boot_params { hdr: header, acpi_rsdp_addr: layout::ACPI_TABLES.start, ..Default::default() };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
@@ -99,5 +97,5 @@ pub(super) fn load(
     }
     params.e820_entries = map.len() as u8;
     memory.write_obj(params, GuestAddress(layout::BOOT_PARAMS))?;
-    Ok(EntryPoint::Linux64 { address: layout::HIGH_MEMORY + ENTRY_64_OFFSET })
+    Ok(Loaded { entry: EntryPoint::Linux64 { address: layout::HIGH_MEMORY + ENTRY_64_OFFSET }, initrd })
 }

@@ -22,7 +22,7 @@ use crate::irq::MsiMessage;
 use crate::kvm::KvmError;
 
 pub use acpi::write_tables as write_firmware_tables;
-pub use boot::{BootError, BootSource, EntryPoint, load};
+pub use boot::{BootError, BootSource, EntryPoint, InitrdRange, Loaded, load};
 pub use cpuid::{CpuTemplate, MAX_CPUS};
 pub use platform::{Platform, PlatformParts};
 

@@ -4,7 +4,7 @@ use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_
 use linux_loader::loader::{Elf, KernelLoader, elf::PvhBootCapability};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::boot::{self, BootError, BootSource, EntryPoint};
+use super::boot::{self, BootError, BootSource, EntryPoint, Loaded};
 use super::{e820, layout};
 
 const START_MAGIC: u32 = 0x336e_c578;
@@ -13,7 +13,7 @@ const START_VERSION: u32 = 1;
 const MODULES: u64 = layout::PVH_START_INFO + 0x100;
 const MEMORY_MAP: u64 = layout::PVH_START_INFO + 0x200;
 
-pub(super) fn load(memory: &GuestMemoryMmap<()>, size: u64, source: &BootSource<'_>) -> Result<EntryPoint, BootError> {
+pub(super) fn load(memory: &GuestMemoryMmap<()>, size: u64, source: &BootSource<'_>) -> Result<Loaded, BootError> {
     let (kernel, name) = source.kernel;
     let unbootable = |reason: String| BootError::Unbootable { file: name.to_path_buf(), reason };
     let mut file = kernel;
@@ -27,7 +27,6 @@ pub(super) fn load(memory: &GuestMemoryMmap<()>, size: u64, source: &BootSource<
         return Err(BootError::KernelTooLarge { file: name.to_path_buf(), needed: loaded.kernel_end, memory: size });
     }
     let initrd = boot::place_initrd(source, loaded.kernel_end, low_end)?;
-    boot::load_initrd(memory, source, initrd)?;
     boot::write_cmdline(memory, source.cmdline, layout::CMDLINE_MAX - 1)?;
 
     if let Some(initrd) = initrd {
@@ -55,5 +54,5 @@ pub(super) fn load(memory: &GuestMemoryMmap<()>, size: u64, source: &BootSource<
         reserved: 0,
     };
     memory.write_obj(info, GuestAddress(layout::PVH_START_INFO))?;
-    Ok(EntryPoint::Pvh { address: entry.raw_value() })
+    Ok(Loaded { entry: EntryPoint::Pvh { address: entry.raw_value() }, initrd })
 }
