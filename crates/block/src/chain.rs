@@ -11,7 +11,7 @@ use cowhand_qcow2::{CreateParams, Header};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{File, LockError, LockMasks, OpenMode, Storage};
 use crate::node::Node;
-use crate::qcow2::open::{ImageOptions, Opening};
+use crate::qcow2::open::{ImageOptions, METADATA_CACHE, Opening};
 use crate::qcow2::{Image, create};
 use crate::queue::Queue;
 use crate::raw::RawImage;
@@ -61,17 +61,26 @@ pub(crate) async fn open(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy
         layers.push(next);
     }
     let mut node: Option<Arc<Node>> = None;
+    let cache_below = metadata_cache_below(spec, layers.len());
     while let Some(layer) = layers.pop() {
-        let is_top = layers.is_empty();
+        let is_top = layers.is_empty() && !spec.ephemeral;
         let options = ImageOptions {
             writable: writable && is_top,
             no_flush: spec.cache == Cache::Unsafe,
-            metadata_cache: spec.metadata_cache,
+            metadata_cache: if is_top { spec.metadata_cache } else { Some(cache_below) },
+            resolve: is_top,
         };
         node = Some(Arc::new(connect(queue, layer, node.take(), options).await?));
     }
     let node = node.ok_or_else(|| Error::new(ErrorKind::Invalid, "a disk without layers"))?;
     if spec.ephemeral { overlay(queue, node, spec, policy).await } else { Ok(node) }
+}
+
+/// Bytes of metadata that each of `layers` images below the topmost keeps: only what their tables are asked for again and again, as
+/// compressed clusters are; everything else stands in the topmost image's cache.
+fn metadata_cache_below(spec: &DiskSpec, layers: usize) -> u64 {
+    let all = spec.metadata_cache.unwrap_or(METADATA_CACHE);
+    (all / 4 / layers as u64).max(1 << 20)
 }
 
 async fn connect(queue: &Rc<Queue>, layer: Layer, backing: Option<Arc<Node>>, options: ImageOptions) -> Result<Node> {
@@ -91,7 +100,8 @@ async fn overlay(queue: &Rc<Queue>, node: Arc<Node>, spec: &DiskSpec, policy: &O
     let file = file.map_err(|e| Error::io("cannot make a throw-away overlay in this directory", e).at_path(dir))?;
     let path = dir.join(format!("throw-away overlay over {}", spec.path.display()));
     create::create(queue, &file, &path, &CreateParams::new(node.size()), true).await?;
-    let options = ImageOptions { writable: true, no_flush: true, metadata_cache: spec.metadata_cache };
+    let metadata_cache = spec.metadata_cache;
+    let options = ImageOptions { writable: true, no_flush: true, metadata_cache, resolve: true };
     let opening = Opening::header(queue, file, &path).await?;
     let image: Image = opening.finish(queue, Some(node), options).await?;
     Ok(Arc::new(Node::Qcow2(Box::new(image))))

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use crate::chain::{self, OpenPolicy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::grace::{Grace, Ticket};
-use crate::io::{Driver, Op, Storage, is_aligned, is_zero, segs_len};
+use crate::io::{Driver, File, Op, Storage, is_aligned, is_zero, segs_len};
 use crate::node::Node;
 use crate::queue::{Outcome, Queue};
 use crate::request::{Event, Limits, Request, RequestQueue, Wait};
@@ -287,9 +287,11 @@ impl DiskQueue {
         // Before the lookup: what is found then cannot be used for anything else until we leave.
         let ticket = self.enter();
         let node = &self.disk.node;
-        let align = node.file().traits().align;
-        let place = node.mapped(offset, segs_len(&data), write);
-        let Some(place) = place.filter(|&p| is_aligned(align, p, &data) && !(write && align > 512)) else {
+        let fits = |(file, place): &(&File, u64)| {
+            let align = file.traits().align;
+            is_aligned(align, *place, &data) && !(write && align > 512)
+        };
+        let Some((file, place)) = node.mapped(offset, segs_len(&data), write).filter(fits) else {
             self.leave(ticket);
             return Err(again(data));
         };
@@ -305,7 +307,7 @@ impl DiskQueue {
             }
         };
         let op = if write { Op::Write { offset: place, data } } else { Op::Read { offset: place, data } };
-        self.queue.direct(slot as u64, node.file(), op);
+        self.queue.direct(slot as u64, file, op);
         Ok(())
     }
 

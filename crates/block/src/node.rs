@@ -71,10 +71,10 @@ impl Node {
         }
     }
 
-    /// Where in the [`file`](Self::file) the range lies, if one operation in place is all that the request needs.
-    pub(crate) fn mapped(&self, offset: u64, len: u64, write: bool) -> Option<u64> {
+    /// In which file and where the range lies, if one operation in place is all that the request needs.
+    pub(crate) fn mapped(&self, offset: u64, len: u64, write: bool) -> Option<(&File, u64)> {
         match self {
-            Self::Raw(raw) => raw.mapped(offset, write),
+            Self::Raw(raw) => raw.mapped(offset, write).map(|place| (&raw.file, place)),
             Self::Qcow2(image) => image.mapped(offset, len, write),
         }
     }

@@ -137,7 +137,9 @@ fn raw_base(dir: &Path, size: u64, rng: &mut Rng) -> PathBuf {
 
 /// A layer that is not the topmost, of a cluster size of its own.
 fn qcow2_layer(path: &Path, size: u64, below: Option<&(PathBuf, Format)>, compressed: bool, rng: &mut Rng) {
-    let shape = Shape { compressed, ..Shape::new(512 << rng.below(8)) };
+    let cluster = 512 << rng.below(8);
+    let options: &[&str] = if cluster >= 16384 && rng.one_in(2) { &["extended_l2=on"] } else { &[] };
+    let shape = Shape { compressed, options, ..Shape::new(cluster) };
     create(path, &shape.create_options(), size, below);
     scribble(path, &shape, size, rng);
 }

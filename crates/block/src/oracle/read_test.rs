@@ -107,6 +107,23 @@ fn edge_17_preallocated_and_zeroed_images_read_as_qemu_reads_them() {
 }
 
 #[test]
+fn edge_19_extended_l2_images_read_as_qemu_reads_them() {
+    let options: &[&str] = &["extended_l2=on"];
+    let shape = |cluster, base| Shape { options, base, ..Shape::new(cluster) };
+    all(
+        "extended L2",
+        &[
+            shape(16384, Base::None),
+            shape(65536, Base::Raw(70)),
+            shape(2 << 20, Base::Qcow2(100)),
+            shape(16384, Base::Chain(4)),
+            Shape { compressed: true, ..shape(65536, Base::None) },
+            Shape { snapshot: true, ..shape(16384, Base::Qcow2(120)) },
+        ],
+    );
+}
+
+#[test]
 fn edge_22_compressed_zlib_clusters_read_as_qemu_reads_them() {
     let shape = |cluster, base| Shape { compressed: true, base, ..Shape::new(cluster) };
     all(

@@ -171,14 +171,12 @@ fn edge_13_encrypted_images_are_refused() {
 }
 
 #[test]
-fn edges_16_and_19_data_files_and_extended_l2_entries_are_refused() {
+fn edge_16_data_files_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk.qcow2");
     let options = format!("data_file={}", text(&dir.path().join("data.raw")));
     qemu::img(&["create", "-q", "-f", "qcow2", "-o", &options, text(&path), "1M"]);
     assert_refused(&path, Format::Qcow2, Refused::Always, ErrorKind::Unsupported, "data file");
-    let (_dir, path) = image("extended_l2=on");
-    assert_refused(&path, Format::Qcow2, Refused::Always, ErrorKind::Unsupported, "extended L2");
 }
 
 #[test]

@@ -132,6 +132,28 @@ fn edge_20_overlays_on_shorter_and_longer_files_are_written_well() {
 }
 
 #[test]
+fn edge_19_extended_l2_images_are_written_well() {
+    let options: &[&str] = &["extended_l2=on"];
+    let shape = |cluster, base| Shape { options, base, ..Shape::new(cluster) };
+    all(
+        "extended L2",
+        &[
+            shape(16384, Base::None),
+            shape(65536, Base::None),
+            shape(2 << 20, Base::None),
+            shape(16384, Base::Raw(60)),
+            shape(65536, Base::Qcow2(130)),
+            shape(131_072, Base::Chain(3)),
+            Shape { compressed: true, ..shape(65536, Base::None) },
+            Shape { compressed: true, ..shape(16384, Base::Qcow2(100)) },
+            Shape { snapshot: true, ..shape(16384, Base::None) },
+            Shape { snapshot: true, ..shape(65536, Base::Raw(100)) },
+            Shape { options: &["extended_l2=on", "preallocation=metadata"], ..shape(65536, Base::None) },
+        ],
+    );
+}
+
+#[test]
 fn edge_17_preallocated_clusters_are_used_again() {
     let options: [&[&str]; 3] = [&["preallocation=metadata"], &["preallocation=falloc"], &["preallocation=full"]];
     all("preallocation", &options.map(|options| Shape { options, ..Shape::new(65536) }));

@@ -19,6 +19,7 @@ use std::rc::Rc;
 
 use cowhand_qcow2::{Header, HostOffset};
 
+use super::entry;
 use super::refcounts::RefcountWrites;
 use super::slices::Slice;
 use super::{HeaderState, Image};
@@ -136,7 +137,7 @@ impl Image {
         let mut slices = Vec::new();
         for (&slice, &when) in &meta.dirty_slices {
             let Some(entries) = self.slices.entries(slice) else { continue };
-            let bytes: Vec<u8> = entries.iter().flat_map(|e| e.load(Ordering::Acquire).to_be_bytes()).collect();
+            let bytes = entry::table_bytes(&self.geometry, entries);
             let (index, at) = self.slice_place(slice);
             // In ascending order, as they come out of the map.
             if let Ok(table) = tables.binary_search_by_key(&index, |t: &NewTableWrite| t.index) {

@@ -1,6 +1,7 @@
 //! QCOW2 images: where guest data lies, and how that changes.
 //!
-//! One concern a file: [`slices`] and [`mapping`] find where data lies; [`refcounts`] and [`space`] give host clusters out and take
+//! One concern a file: [`entry`], [`slices`], [`load`] and [`mapping`] find where data lies, [`resolve`] also in the layers below;
+//! [`publish`] changes that; [`refcounts`] and [`space`] give host clusters out and take
 //! them back; [`commit`] writes metadata in the order that survives a power cut; [`read`], [`write`] and [`zero`] serve requests;
 //! [`compressed`] decodes clusters; [`layout`] keeps guest data off the metadata; [`open`] validates an image and [`create`] makes one.
 //!
@@ -15,11 +16,15 @@
 mod commit;
 mod compressed;
 pub(crate) mod create;
+mod entry;
 mod layout;
+mod load;
 mod mapping;
 pub(crate) mod open;
+mod publish;
 mod read;
 mod refcounts;
+mod resolve;
 mod slices;
 mod space;
 mod write;
@@ -98,6 +103,9 @@ pub(crate) struct Image {
     size: u64,
     header: Mutex<HeaderState>,
     backing: Option<Arc<Node>>,
+    /// All layers below, the backing file first; empty if there is none, or if this image is itself below another one and its
+    /// slices are not to say what lies further down.
+    below: Box<[Arc<Node>]>,
     writable: bool,
     /// Flushes do nothing: the file is thrown away (`ephemeral`), or its owner said that he does not care (`cache=unsafe`).
     no_flush: bool,

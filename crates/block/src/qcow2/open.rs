@@ -19,7 +19,7 @@ use crate::queue::Queue;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex};
 
 /// Bytes of metadata kept in memory unless asked otherwise: L2 tables and refcounts of 1 TiB at 64 KiB clusters.
-const METADATA_CACHE: u64 = 160 << 20;
+pub(crate) const METADATA_CACHE: u64 = 160 << 20;
 
 /// How an image is to be opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,6 +27,8 @@ pub(crate) struct ImageOptions {
     pub(crate) writable: bool,
     pub(crate) no_flush: bool,
     pub(crate) metadata_cache: Option<u64>,
+    /// It is the topmost of its chain: its slices say where the layers below have what it has not.
+    pub(crate) resolve: bool,
 }
 
 /// An image whose header has been read, not yet connected with its backing file.
@@ -84,11 +86,6 @@ impl<'a> Opening<'a> {
                 "the image has an external data file, which this version cannot serve; convert it with qemu-img",
             );
         }
-        if header.is_extended_l2() {
-            return unsupported(
-                "the image has extended L2 entries, which this version cannot serve; convert it with qemu-img",
-            );
-        }
         if writable && header.incompatible.contains(Incompatible::CORRUPT) {
             let message =
                 "the image is marked corrupt; repair it ('qemu-img check -r all') or open it with readonly=on";
@@ -122,7 +119,7 @@ impl<'a> Opening<'a> {
             self.check_there("an L2 table", entry.offset(&geometry).ok().flatten(), bits.size())?;
         }
 
-        let slice_entries = (geometry.l2_entries()).min(SLICE_BYTES / 8) as usize;
+        let slice_entries = geometry.l2_entries().min(SLICE_BYTES / geometry.l2_entry_size()) as usize;
         let slices = (l1_len as u64 * geometry.l2_entries()).div_ceil(slice_entries as u64);
         let budget = options.metadata_cache.unwrap_or(METADATA_CACHE);
         let table_len = header.refcount_table_clusters as usize * bits.size() as usize;
@@ -162,6 +159,8 @@ impl<'a> Opening<'a> {
             dropped: Vec::new(),
             retired: Vec::new(),
         };
+        let below = std::iter::successors(backing.clone().filter(|_| options.resolve), |node| node.backing().cloned());
+        let below = below.collect();
         Ok(Image {
             size: header.size.next_multiple_of(512),
             path: self.path.to_path_buf(),
@@ -169,10 +168,11 @@ impl<'a> Opening<'a> {
             geometry,
             header: Mutex::new(HeaderState { header: self.header, sector: self.sector }),
             backing,
+            below,
             writable: options.writable,
             no_flush: options.no_flush,
             l1,
-            slices: SliceCache::new(slice_entries, slices, budget / 5 * 4),
+            slices: SliceCache::new(slice_entries, geometry.extended_l2, slices, budget / 5 * 4),
             layout,
             slice_entries,
             decoded: DecodedCache::default(),

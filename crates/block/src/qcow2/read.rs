@@ -6,8 +6,9 @@
 use std::rc::Rc;
 
 use super::Image;
+use super::entry::Below;
 use super::mapping::{Kind, Run};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::io::{IoSeg, fill_zero, segs_len, split_segs};
 use crate::join::join_all;
 use crate::node::Node;
@@ -16,8 +17,23 @@ use crate::raw::RawImage;
 
 /// A part of a read, in one place of one layer.
 enum Piece<'a> {
-    Qcow2 { image: &'a Image, offset: u64, run: Run, data: Vec<IoSeg> },
-    Raw { image: &'a RawImage, offset: u64, data: Vec<IoSeg> },
+    Qcow2 {
+        image: &'a Image,
+        offset: u64,
+        run: Run,
+        data: Vec<IoSeg>,
+    },
+    /// At a known place of a layer's file.
+    Placed {
+        layer: &'a Node,
+        place: u64,
+        data: Vec<IoSeg>,
+    },
+    Raw {
+        image: &'a RawImage,
+        offset: u64,
+        data: Vec<IoSeg>,
+    },
 }
 
 /// A part of a read that a layer does not have: the next layer below it, where, and where to.
@@ -32,6 +48,10 @@ impl Piece<'_> {
         match self {
             Self::Qcow2 { image, offset, run, data } => image.read_run(queue, offset, run, data).await,
             Self::Raw { image, offset, data } => image.read(queue, offset, &data).await,
+            Self::Placed { layer, place, data } => {
+                let read = queue.read(layer.file(), place, data).await;
+                read.map_err(|e| Error::io("cannot read", e).at_path(layer.path()).at_offset(place))
+            }
         }
     }
 }
@@ -67,21 +87,20 @@ impl Image {
             let part = split_segs(data, done, run.len);
             done += run.len;
             match run.kind {
-                Kind::Unallocated => gaps.extend(self.gap(at, part)),
-                Kind::Zero { .. } => fill_zero(&part),
+                Kind::Zero { .. } | Kind::Unallocated(Below::Nothing) => fill_zero(&part),
+                Kind::Unallocated(Below::At { layer, place }) => {
+                    // The numbers of layers come from nowhere but the list.
+                    let Some(layer) = self.layer(layer) else { continue };
+                    pieces.push(Piece::Placed { layer, place, data: part });
+                }
+                Kind::Unallocated(Below::Ask { layer }) => gaps.extend(gap(self.layer(layer), at, part)),
+                Kind::Unallocated(Below::Unknown) | Kind::Reserved { .. } => {
+                    gaps.extend(gap(self.backing.as_deref(), at, part));
+                }
                 _ => pieces.push(Piece::Qcow2 { image: self, offset: at, run, data: part }),
             }
         }
         Ok(())
-    }
-
-    /// What this layer does not have. A backing file that is shorter reads as zeros past its end. (Sharp edge 20.)
-    fn gap(&self, offset: u64, data: Vec<IoSeg>) -> Option<Gap<'_>> {
-        let len = segs_len(&data);
-        let there = self.backing.as_ref().map_or(0, |below| below.size().saturating_sub(offset).min(len));
-        fill_zero(&split_segs(&data, there, len - there));
-        let below = self.backing.as_deref().filter(|_| there > 0)?;
-        Some(Gap { below, offset, data: split_segs(&data, 0, there) })
     }
 
     async fn read_run(&self, queue: &Rc<Queue>, offset: u64, run: Run, data: Vec<IoSeg>) -> Result<()> {
@@ -96,7 +115,16 @@ impl Image {
                 Ok(())
             }
             // Neither lies anywhere: they were located as zeros, or further down.
-            Kind::Unallocated | Kind::Zero { .. } => Ok(()),
+            Kind::Unallocated(_) | Kind::Reserved { .. } | Kind::Zero { .. } => Ok(()),
         }
     }
+}
+
+/// What `below` has to be asked for. A backing file that is shorter reads as zeros past its end. (Sharp edge 20.)
+fn gap(below: Option<&Node>, offset: u64, data: Vec<IoSeg>) -> Option<Gap<'_>> {
+    let len = segs_len(&data);
+    let there = below.map_or(0, |below| below.size().saturating_sub(offset).min(len));
+    fill_zero(&split_segs(&data, there, len - there));
+    let below = below.filter(|_| there > 0)?;
+    Some(Gap { below, offset, data: split_segs(&data, 0, there) })
 }

@@ -6,10 +6,12 @@
 //! blocked, and a way can be given to another slice at any time.
 //!
 //! Everything that changes a way (filling, storing an entry) is done by a caller who holds the image's metadata lock. Which slices
-//! are dirty, and must not be given away, is the caller's to know.
+//! are dirty, and must not be given away, is the caller's to know. An extended entry is two words, which must be seen together: while
+//! they change, the tag names nothing.
 
-use cowhand_qcow2::L2Entry;
+use cowhand_qcow2::SubclusterBitmap;
 
+use super::entry::Stored;
 use crate::sync::{AtomicBool, AtomicU64, OnceLock, Ordering};
 
 /// The most bytes of an L2 table in one slice.
@@ -43,6 +45,8 @@ struct Set {
 pub(super) struct SliceCache {
     sets: Box<[Set]>,
     entries: usize,
+    /// Words of an entry: 2 with extended L2 entries, else 1.
+    words: usize,
     fills: AtomicU64,
 }
 
@@ -57,11 +61,13 @@ fn holds(tag: u64, slice: Slice) -> bool {
 }
 
 impl SliceCache {
-    /// A cache of slices of `entries` entries, for an image that has `slices` of them, using at most `budget` bytes (but enough to work).
-    pub(super) fn new(entries: usize, slices: u64, budget: u64) -> Self {
-        let set_bytes = (entries * 8 * WAYS) as u64;
+    /// A cache of slices of `entries` entries (extended ones or not), for an image that has `slices` of them, using at most `budget`
+    /// bytes (but enough to work).
+    pub(super) fn new(entries: usize, extended: bool, slices: u64, budget: u64) -> Self {
+        let words = if extended { 2 } else { 1 };
+        let set_bytes = (entries * words * 8 * WAYS) as u64;
         let sets = slices.div_ceil(WAYS as u64).min(budget / set_bytes).max(1);
-        Self { sets: (0..sets).map(|_| Set::default()).collect(), entries, fills: AtomicU64::new(0) }
+        Self { sets: (0..sets).map(|_| Set::default()).collect(), entries, words, fills: AtomicU64::new(0) }
     }
 
     fn set(&self, slice: Slice) -> &Set {
@@ -69,7 +75,7 @@ impl SliceCache {
     }
 
     /// The entry `index` of a slice, if the slice is there.
-    pub(super) fn get(&self, slice: Slice, index: usize) -> Option<L2Entry> {
+    pub(super) fn get(&self, slice: Slice, index: usize) -> Option<Stored> {
         let set = self.set(slice);
         for (tag, way) in set.tags.0.iter().zip(&set.ways) {
             let before = tag.load(Ordering::Acquire);
@@ -77,16 +83,22 @@ impl SliceCache {
                 continue;
             }
             // Acquire: what a later fill stores in the entry, and with it that fill's cleared tag, is seen together.
-            let entry = way.entries.get()?.get(index)?.load(Ordering::Acquire);
+            let stored = self.stored(way.entries.get()?, index)?;
             if tag.load(Ordering::Acquire) != before {
                 return None;
             }
             if !way.referenced.load(Ordering::Relaxed) {
                 way.referenced.store(true, Ordering::Relaxed);
             }
-            return Some(L2Entry::from_raw(entry));
+            return Some(stored);
         }
         None
+    }
+
+    fn stored(&self, words: &[AtomicU64], index: usize) -> Option<Stored> {
+        let entry = words.get(index * self.words)?.load(Ordering::Acquire);
+        let bitmap = if self.words == 1 { 0 } else { words.get(index * 2 + 1)?.load(Ordering::Acquire) };
+        Some(Stored { entry, bitmap: SubclusterBitmap::from_raw(bitmap) })
     }
 
     /// Whether the slice is there.
@@ -95,38 +107,63 @@ impl SliceCache {
     }
 
     /// All entries of a slice, if it is there. The caller holds the metadata lock.
-    pub(super) fn entries(&self, slice: Slice) -> Option<&[AtomicU64]> {
+    pub(super) fn entries(&self, slice: Slice) -> Option<impl Iterator<Item = Stored>> {
+        let (set, at) = self.find(slice)?;
+        let words = set.ways[at].entries.get()?;
+        Some((0..self.entries).filter_map(|index| self.stored(words, index)))
+    }
+
+    fn find(&self, slice: Slice) -> Option<(&Set, usize)> {
         let set = self.set(slice);
         let at = set.tags.0.iter().position(|tag| holds(tag.load(Ordering::Acquire), slice))?;
-        set.ways[at].entries.get().map(|e| &**e)
+        Some((set, at))
     }
 
     /// Stores an entry of a slice that is there; false if it is not. The caller holds the metadata lock.
-    pub(super) fn store(&self, slice: Slice, index: usize, entry: L2Entry) -> bool {
-        match self.entries(slice).and_then(|entries| entries.get(index)) {
-            Some(slot) => {
-                slot.store(entry.raw(), Ordering::Release);
-                true
+    pub(super) fn store(&self, slice: Slice, index: usize, stored: Stored) -> bool {
+        let Some((set, at)) = self.find(slice) else { return false };
+        let Some(words) = set.ways[at].entries.get() else { return false };
+        match words.get(index * self.words..(index + 1) * self.words) {
+            Some([entry]) => entry.store(stored.entry, Ordering::Release),
+            Some([entry, bitmap]) => {
+                set.tags.0[at].store(0, Ordering::SeqCst);
+                entry.store(stored.entry, Ordering::Release);
+                bitmap.store(stored.bitmap.raw(), Ordering::Release);
+                set.tags.0[at].store(self.new_tag(slice), Ordering::Release);
             }
-            None => false,
+            _ => return false,
         }
+        true
+    }
+
+    fn new_tag(&self, slice: Slice) -> u64 {
+        tag_of(slice, self.fills.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Gives a way to `slice` and fills it; false if every way of its set holds a slice that must stay. The caller holds the
     /// metadata lock.
-    pub(super) fn fill(&self, slice: Slice, raw: impl Fn(usize) -> u64, must_stay: impl Fn(Slice) -> bool) -> bool {
+    pub(super) fn fill(
+        &self,
+        slice: Slice,
+        stored: impl Fn(usize) -> Stored,
+        must_stay: impl Fn(Slice) -> bool,
+    ) -> bool {
         if self.contains(slice) {
             return true;
         }
         let Some(at) = self.victim(slice, must_stay) else { return false };
         let set = self.set(slice);
         set.tags.0[at].store(0, Ordering::SeqCst);
-        let entries = set.ways[at].entries.get_or_init(|| (0..self.entries).map(|_| AtomicU64::new(0)).collect());
-        for (i, entry) in entries.iter().enumerate() {
-            entry.store(raw(i), Ordering::Release);
+        let len = self.entries * self.words;
+        let words = set.ways[at].entries.get_or_init(|| (0..len).map(|_| AtomicU64::new(0)).collect());
+        for (i, words) in words.chunks_exact(self.words).enumerate() {
+            let Stored { entry, bitmap } = stored(i);
+            words[0].store(entry, Ordering::Release);
+            if let Some(word) = words.get(1) {
+                word.store(bitmap.raw(), Ordering::Release);
+            }
         }
-        let fill = self.fills.fetch_add(1, Ordering::Relaxed);
-        set.tags.0[at].store(tag_of(slice, fill), Ordering::Release);
+        set.tags.0[at].store(self.new_tag(slice), Ordering::Release);
         true
     }
 

@@ -2,9 +2,10 @@
 
 use std::rc::Rc;
 
-use cowhand_qcow2::{HostOffset, L2Entry};
+use cowhand_qcow2::{HostOffset, Subcluster};
 
 use super::Image;
+use super::entry::Stored;
 use super::mapping::{Kind, Run};
 use super::refcounts::Extent;
 use crate::error::{Error, ErrorKind, Result};
@@ -44,37 +45,42 @@ impl Image {
         Err(Error::new(ErrorKind::ReadOnly, "the image is open for reading only").at_path(&self.path))
     }
 
-    /// Writes the first part of `data` into new clusters; how many bytes that was (0: the mapping changed meanwhile; look again).
+    /// Writes the first part of `data` where there is no data yet; how many bytes that was (0: the mapping changed meanwhile; look
+    /// again).
     async fn write_new(&self, queue: &Rc<Queue>, offset: u64, data: &[IoSeg]) -> Result<u64> {
         let bits = self.geometry.cluster_bits;
         let within = bits.offset_in(offset);
         let len = segs_len(data).min(STEP_BYTES.max(bits.size()) - within);
         // Never past the end of one L2 table: its clusters come into the mapping together.
         let len = len.min(self.geometry.l2_coverage() - offset % self.geometry.l2_coverage());
-        let clusters = self.clusters(offset, len);
-        let _writers = self.ranges.lock(clusters.clone()).await;
-        let run = self.run(queue, offset, len).await?;
+        let _writers = self.ranges.lock(self.clusters(offset, len)).await;
+        let run = self.run_to_write(queue, offset, len).await?;
         if let Kind::Data { copied: true, .. } = run.kind {
             return Ok(0);
         }
         let run = Run { kind: run.kind, len: run.len.min(len) };
         self.own_table(queue, offset).await?;
+        let clusters = self.clusters(offset, run.len);
+        let clusters = clusters.end - clusters.start;
         let (extent, reused) = match run.kind {
             // Its own clusters, held ready: used again, but they may hold anything. (Sharp edge 17.)
-            Kind::Zero { host: Some(host), copied: true } => {
-                let clusters = self.clusters(offset, run.len);
+            Kind::Zero { host: Some(host), copied: true } | Kind::Reserved { host, copied: true } => {
                 let host = HostOffset::new(bits.align_down(host.get()));
-                (Extent { host, clusters: clusters.end - clusters.start, zeroed: false }, true)
+                (Extent { host, clusters, zeroed: false }, true)
             }
-            _ => {
-                let clusters = self.clusters(offset, run.len);
-                (self.allocate(queue, clusters.end - clusters.start).await?, false)
+            // Some of the cluster's subclusters may be in use: it is copied first, and then looked at again.
+            Kind::Data { .. } | Kind::Zero { host: Some(_), .. } | Kind::Reserved { .. }
+                if self.geometry.extended_l2 =>
+            {
+                return self.unshare(queue, offset - within).await.map(|()| 0);
             }
+            _ => (self.allocate(queue, clusters).await?, false),
         };
         let len = run.len.min((extent.clusters << bits.bits()) - within);
-        let written = self.fill_clusters(queue, offset, &split_segs(data, 0, len), run.kind, extent).await;
+        let target = Target::new(self, offset, len, run.kind);
+        let written = self.fill_clusters(queue, &target, &split_segs(data, 0, len), extent).await;
         let published = match written {
-            Ok(()) => self.publish_data(queue, offset - within, extent).await,
+            Ok(()) => self.publish_data(queue, offset - within, &target, extent).await,
             Err(e) => Err((0, e)),
         };
         published.map(|()| len).map_err(|(mapped, error)| {
@@ -91,43 +97,80 @@ impl Image {
         &self,
         queue: &Rc<Queue>,
         offset: u64,
+        target: &Target,
         extent: Extent,
     ) -> std::result::Result<(), (u64, Error)> {
-        let place = |i: u64| HostOffset::new(extent.host.get() + i * self.cluster_size());
-        let entries: std::result::Result<Vec<_>, _> =
-            (0..extent.clusters).map(|i| L2Entry::data(place(i), true)).collect();
-        let entries = entries.map_err(|e| (0, self.format_error(&e)))?;
-        self.publish(queue, offset, &entries).await.map_err(|e| (e.done as u64, e.into()))
+        let cluster = self.cluster_size();
+        let change = |i: u64, old: Stored| {
+            let new = Stored::data(HostOffset::new(extent.host.get() + i * cluster))?;
+            if !self.geometry.extended_l2 || target.whole_clusters {
+                return Ok(new);
+            }
+            let start = offset + i * cluster;
+            let sub = self.geometry.subcluster_size();
+            let first = target.start.saturating_sub(start) / sub;
+            let last = (target.end.min(start + cluster) - start).div_ceil(sub);
+            let bitmap = old.bitmap.with_range(first as u32, (last - first) as u32, Subcluster::Allocated);
+            Ok(Stored { bitmap, ..new })
+        };
+        self.publish(queue, offset, extent.clusters, change).await.map_err(|e| (e.done, e.into()))
     }
 
-    /// Writes `data` into the extent's clusters, around it what the clusters held before (`old`, from `offset` on).
-    async fn fill_clusters(
-        &self,
-        queue: &Rc<Queue>,
-        offset: u64,
-        data: &[IoSeg],
-        old: Kind,
-        extent: Extent,
-    ) -> Result<()> {
-        let bits = self.geometry.cluster_bits;
-        let head = bits.offset_in(offset);
-        let end = offset + segs_len(data);
-        let tail = bits.offset_in(end.wrapping_neg());
+    /// Writes `data` into the extent's clusters, and around it, up to whole units, what was there before.
+    async fn fill_clusters(&self, queue: &Rc<Queue>, target: &Target, data: &[IoSeg], extent: Extent) -> Result<()> {
+        let (head, tail) = (target.offset - target.start, target.end - target.data_end);
+        let place = extent.host.get() + self.geometry.cluster_bits.offset_in(target.offset);
+        let zero_head = self.reads_zero(queue, target.start, head).await?;
+        let zero_tail =
+            self.reads_zero(queue, target.data_end, tail.min(self.size.saturating_sub(target.data_end))).await?;
         let mut keep = Vec::new();
-        let reads_zero = matches!(old, Kind::Zero { .. }) || (old == Kind::Unallocated && self.backing.is_none());
         let mut list = Vec::new();
-        let mut place = extent.host.get();
-        if reads_zero && extent.zeroed {
+        let place = if zero_head && zero_tail && extent.zeroed {
             // The clusters are zero already: only the data is to be written.
-            place += head;
             list.extend_from_slice(data);
+            place
         } else {
-            list.extend(self.around(queue, offset - head, head, reads_zero, &mut keep).await?);
+            list.extend(self.around(queue, target.start, head, zero_head, &mut keep).await?);
             list.extend_from_slice(data);
-            list.extend(self.around(queue, end, tail, reads_zero, &mut keep).await?);
-        }
+            list.extend(self.around(queue, target.data_end, tail, zero_tail, &mut keep).await?);
+            place - head
+        };
         let written = queue.write(&self.file, place, list, keep).await;
         written.map_err(|e| self.io_error("cannot write", place, e))
+    }
+
+    /// Gives the cluster at `offset`, whose place others refer to as well, a place of its own, with those of its subclusters that hold
+    /// data. The caller holds its range lock and owns its table.
+    async fn unshare(&self, queue: &Rc<Queue>, offset: u64) -> Result<()> {
+        let cluster = self.cluster_size();
+        let extent = self.allocate(queue, 1).await?;
+        let copied = self.copy_subclusters(queue, offset, extent.host).await;
+        let published = match copied {
+            Ok(()) => {
+                let change = |_, old: Stored| Ok(Stored { bitmap: old.bitmap, ..Stored::data(extent.host)? });
+                self.publish(queue, offset, 1, change).await.map_err(Error::from)
+            }
+            Err(e) => Err(e),
+        };
+        debug_assert!(extent.clusters << self.geometry.cluster_bits.bits() == cluster);
+        published.inspect_err(|_| self.give_back(extent))
+    }
+
+    async fn copy_subclusters(&self, queue: &Rc<Queue>, offset: u64, into: HostOffset) -> Result<()> {
+        let mut at = offset;
+        let end = offset + self.cluster_size();
+        while at < end {
+            let run = self.run_to_write(queue, at, end - at).await?;
+            if let Kind::Data { host, .. } = run.kind {
+                let read = queue.read_buffer(&self.file, host.get(), run.len as usize).await;
+                let bytes = read.map_err(|e| self.io_error("cannot read", host.get(), e))?;
+                let place = into.get() + (at - offset);
+                let written = queue.write_buffer(&self.file, place, bytes).await;
+                written.map_err(|e| self.io_error("cannot write", place, e))?;
+            }
+            at += run.len;
+        }
+        Ok(())
     }
 
     /// What lies beside the data in its first or last cluster, to be written along.
@@ -154,5 +197,26 @@ impl Image {
         }
         keep.push(buffer);
         Ok(segs)
+    }
+}
+
+/// What a write into new clusters covers. All offsets are the guest's.
+struct Target {
+    offset: u64,
+    data_end: u64,
+    /// The whole units (subclusters, or clusters) around the data.
+    start: u64,
+    end: u64,
+    /// The unit is the cluster: afterwards all of it is data.
+    whole_clusters: bool,
+}
+
+impl Target {
+    fn new(image: &Image, offset: u64, len: u64, old: Kind) -> Self {
+        // A compressed cluster has no subclusters: it becomes data as a whole.
+        let whole_clusters = !image.geometry.extended_l2 || matches!(old, Kind::Compressed(_));
+        let unit = if whole_clusters { image.cluster_size() } else { image.geometry.subcluster_size() };
+        let data_end = offset + len;
+        Self { offset, data_end, start: offset & !(unit - 1), end: data_end.next_multiple_of(unit), whole_clusters }
     }
 }

@@ -2,9 +2,10 @@
 
 use std::rc::Rc;
 
-use cowhand_qcow2::{HostOffset, L2Entry};
+use cowhand_qcow2::{GuestOffset, HostOffset, Subcluster};
 
 use super::Image;
+use super::entry::{Below, Stored};
 use super::mapping::Kind;
 use crate::error::Result;
 use crate::io::{segs_len, zero_segs};
@@ -35,11 +36,51 @@ impl Image {
         let end = offset + len;
         let (whole_start, whole_end) = self.whole_clusters(offset, len);
         if whole_start >= whole_end {
-            return self.write_zero_bytes(queue, offset, end).await;
+            return self.zero_part(queue, offset, end).await;
         }
-        self.write_zero_bytes(queue, offset, whole_start).await?;
+        self.zero_part(queue, offset, whole_start).await?;
         self.change_clusters(queue, whole_start, whole_end, if unmap { Fate::Unmap } else { Fate::Keep }).await?;
-        self.write_zero_bytes(queue, whole_end.min(end), end).await
+        self.zero_part(queue, whole_end.min(end), end).await
+    }
+
+    /// Makes a part of one cluster (or of two) read as zeros: whole subclusters by their bits, the rest by writing.
+    async fn zero_part(&self, queue: &Rc<Queue>, start: u64, end: u64) -> Result<()> {
+        let sub = self.geometry.subcluster_size();
+        let (first, last) =
+            (start.next_multiple_of(sub), if end >= self.size { end.next_multiple_of(sub) } else { end & !(sub - 1) });
+        if !self.geometry.extended_l2 || first >= last {
+            return self.write_zero_bytes(queue, start, end).await;
+        }
+        self.write_zero_bytes(queue, start, first).await?;
+        let mut at = first;
+        while at < last {
+            let stop = last.min((at | (self.cluster_size() - 1)) + 1);
+            if !self.zero_subclusters(queue, at, stop).await? {
+                self.write_zero_bytes(queue, at, stop.min(end)).await?;
+            }
+            at = stop;
+        }
+        self.write_zero_bytes(queue, last.min(end), end).await
+    }
+
+    /// Marks subclusters of one cluster as zeros; false if that cannot be done.
+    async fn zero_subclusters(&self, queue: &Rc<Queue>, start: u64, end: u64) -> Result<bool> {
+        let _writers = self.ranges.lock(self.clusters(start, end - start)).await;
+        if matches!(self.run_to_write(queue, start, end - start).await?.kind, Kind::Compressed(_)) {
+            return Ok(false);
+        }
+        if self.reads_zero(queue, start, end.min(self.size) - start).await? {
+            return Ok(true);
+        }
+        self.own_table(queue, start).await?;
+        let sub = self.geometry.subcluster_size();
+        let (first, count) = (self.geometry.subcluster_index(GuestOffset::new(start)), (end - start) / sub);
+        let change = |_, old: Stored| {
+            Ok(Stored { bitmap: old.bitmap.with_range(first as u32, count as u32, Subcluster::Zero), ..old })
+        };
+        let cluster = self.geometry.cluster_bits.align_down(start);
+        self.publish(queue, cluster, 1, change).await?;
+        Ok(true)
     }
 
     /// The part of a range that is whole clusters; the disk's last cluster is whole when the range reaches the disk's end.
@@ -59,7 +100,9 @@ impl Image {
             let run = self.run(queue, at, end - at).await?;
             let zero = match run.kind {
                 Kind::Zero { .. } => true,
-                Kind::Unallocated => self.backing.as_ref().is_none_or(|backing| at >= backing.size()),
+                Kind::Unallocated(below) => {
+                    below == Below::Nothing || self.backing.as_ref().is_none_or(|backing| at >= backing.size())
+                }
                 _ => false,
             };
             if !zero {
@@ -90,7 +133,7 @@ impl Image {
         let _writers = self.ranges.lock(self.clusters(start, end - start)).await;
         let mut at = start;
         while at < end {
-            let run = self.run(queue, at, end - at).await?;
+            let run = self.run_of_clusters(queue, at, end - at).await?;
             let count = run.len.div_ceil(cluster);
             match self.replacement(run.kind, fate)? {
                 Change::None => {}
@@ -109,9 +152,7 @@ impl Image {
                 }
                 Change::Entries(entry_at) => {
                     self.own_table(queue, at).await?;
-                    let entries: std::result::Result<Vec<_>, _> = (0..count).map(|i| entry_at(i * cluster)).collect();
-                    let entries = entries.map_err(|e| self.format_error(&e))?;
-                    self.publish(queue, at, &entries).await?;
+                    self.publish(queue, at, count, |i, _| entry_at(i * cluster)).await?;
                 }
             }
             at += count * cluster;
@@ -130,8 +171,7 @@ impl Image {
             self.give_back(extent);
             return Err(self.io_error("cannot write zeros", extent.host.get(), e));
         }
-        let entry = L2Entry::data(extent.host, true).map_err(|e| self.format_error(&e))?;
-        self.publish(queue, at, &[entry]).await.map_err(|e| {
+        self.publish(queue, at, 1, |_, _| Stored::data(extent.host)).await.map_err(|e| {
             self.give_back(extent);
             e.into()
         })
@@ -140,8 +180,9 @@ impl Image {
     /// What takes the place of clusters of this kind.
     fn replacement(&self, kind: Kind, fate: Fate) -> Result<Change> {
         let v3 = self.geometry.version >= 3;
-        let hole: EntryAt = Box::new(|_| Ok(L2Entry::UNALLOCATED));
-        let zero: EntryAt = Box::new(|_| L2Entry::zero(None, false));
+        let geometry = self.geometry;
+        let hole: EntryAt = Box::new(|_| Ok(Stored::default()));
+        let zero: EntryAt = Box::new(move |_| Stored::zero(&geometry, None, false));
         // Unallocated reads as zeros only where nothing lies below.
         let plain = if self.backing.is_none() {
             Some(hole)
@@ -151,12 +192,13 @@ impl Image {
             None
         };
         Ok(match (kind, fate) {
-            (Kind::Unallocated, _) if self.backing.is_none() => Change::None,
+            (Kind::Unallocated(_), _) if self.backing.is_none() => Change::None,
             (Kind::Zero { host: None, .. }, _) => Change::None,
             (Kind::Zero { host: Some(_), .. }, Fate::Keep) => Change::None,
-            (Kind::Unallocated, Fate::Discard) if !v3 => Change::None,
+            (Kind::Unallocated(_), Fate::Discard) if !v3 => Change::None,
             (Kind::Data { host, copied: true }, Fate::Keep) if v3 => {
-                Change::Entries(Box::new(move |i| L2Entry::zero(Some(HostOffset::new(host.get() + i)), true)))
+                let place = move |i| HostOffset::new(host.get() + i);
+                Change::Entries(Box::new(move |i| Stored::zero(&geometry, Some(place(i)), true)))
             }
             (Kind::Data { copied: true, .. }, Fate::Keep) => Change::Write,
             // Version 2 cannot say "zeros": a discard leaves the data, rather than show the backing file's. (Sharp edge 21.)
@@ -169,7 +211,7 @@ impl Image {
     }
 }
 
-type EntryAt = Box<dyn Fn(u64) -> std::result::Result<L2Entry, cowhand_qcow2::FormatError>>;
+type EntryAt = Box<dyn Fn(u64) -> std::result::Result<Stored, cowhand_qcow2::FormatError>>;
 
 enum Change {
     /// Nothing to do.

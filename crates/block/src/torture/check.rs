@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use cowhand_qcow2::{Header, L1Entry, L2Entry, L2Kind, RefTableEntry, refcount};
+use cowhand_qcow2::{Header, L1Entry, L2Entry, L2Kind, RefTableEntry, SubclusterBitmap, refcount};
 
 /// The errors that lose data. Leaked clusters are none.
 pub(super) fn check(image: &[u8]) -> Result<(), String> {
@@ -54,8 +54,13 @@ pub(super) fn check_shared(image: &[u8], shared: &[u64]) -> Result<(), String> {
             exclusive.push((bits.index_of(l2.get()), format!("L2 table of L1 entry {l1}")));
         }
         for index in 0..geometry.l2_entries() {
-            let entry = L2Entry::from_raw(number(l2.get() + index * 8));
-            let kind = entry.decode(&geometry).map_err(|e| format!("L2 entry {l1}/{index}: {e}"))?;
+            let at = l2.get() + index * geometry.l2_entry_size();
+            let kind = L2Entry::from_raw(number(at)).decode(&geometry);
+            let kind = kind.map_err(|e| format!("L2 entry {l1}/{index}: {e}"))?;
+            if geometry.extended_l2 {
+                let bitmap = SubclusterBitmap::from_raw(number(at + 8));
+                bitmap.validate(&kind).map_err(|e| format!("L2 entry {l1}/{index}: {e}"))?;
+            }
             match kind {
                 L2Kind::Data { host, copied } | L2Kind::Zero { host: Some(host), copied } => {
                     refer(host.get(), bits.size());

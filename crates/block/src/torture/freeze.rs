@@ -51,7 +51,7 @@ pub(super) fn freeze(image: &mut Vec<u8>) -> Option<Frozen> {
         image[entry..entry + 8].copy_from_slice(&shared.raw().to_be_bytes());
         frozen.clusters.push(bits.index_of(table.get()));
         let table = table.get() as usize;
-        for entry in (table..table + size).step_by(8) {
+        for entry in (table..table + size).step_by(geometry.l2_entry_size() as usize) {
             let raw = L2Entry::from_raw(number(image, entry));
             if let L2Kind::Data { host, .. } | L2Kind::Zero { host: Some(host), .. } = raw.decode(&geometry).unwrap() {
                 image[entry..entry + 8].copy_from_slice(&(raw.raw() & !(1 << 63)).to_be_bytes());

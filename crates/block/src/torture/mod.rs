@@ -46,6 +46,7 @@ struct Case {
     cluster_bits: u32,
     version: u32,
     refcount_order: u32,
+    extended_l2: bool,
     sectors: u64,
     base: Base,
     queues: usize,
@@ -63,12 +64,13 @@ struct Case {
 impl Case {
     fn of(rng: &mut Rng, focus: Option<Barrier>) -> Self {
         let growth = focus == Some(Barrier::NewRefTable);
-        let cluster_bits = if growth { 9 } else { [9, 10, 12, 16][rng.below(4) as usize] };
+        let cluster_bits = if growth { 9 } else { [9, 10, 12, 14, 16][rng.below(5) as usize] };
         let version = if rng.one_in(4) && !growth { 2 } else { 3 };
         let clusters = match cluster_bits {
             9 => 1 + rng.below(6000),
             10 => 1 + rng.below(2000),
             12 => 1 + rng.below(600),
+            14 => 1 + rng.below(100),
             _ => 1 + rng.below(24),
         };
         let crowded = cluster_bits == 9 && version == 3 && (growth || rng.one_in(3));
@@ -85,11 +87,13 @@ impl Case {
             _ if crowded => 6,
             _ => rng.below(7) as u32,
         };
+        let extended_l2 = version == 3 && cluster_bits >= 14 && rng.one_in(2);
         let snapshot = !crowded && refcount_order > 0 && rng.one_in(3);
         Self {
             cluster_bits,
             version,
             refcount_order,
+            extended_l2,
             filled: match (crowded, snapshot) {
                 (true, _) => 3850 + rng.below(100),
                 (_, true) => 1 + rng.below(sectors.min(2000)),
@@ -175,6 +179,7 @@ impl Play {
             version: self.case.version,
             cluster_bits: ClusterBits::new(self.case.cluster_bits).unwrap(),
             refcount_order: self.case.refcount_order,
+            extended_l2: self.case.extended_l2,
             ..CreateParams::new(self.case.sectors * 512)
         }
     }
