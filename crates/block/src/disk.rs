@@ -150,6 +150,11 @@ impl Disk {
         result
     }
 
+    #[cfg(test)]
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
     /// Ends the disk without writing anything more, as the death of the process would.
     #[cfg(test)]
     pub(crate) fn forget(&self) {

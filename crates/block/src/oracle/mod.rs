@@ -7,6 +7,7 @@
 //! A test that stands for one of the format's sharp edges carries the edge's number. A random test prints its seed;
 //! `COWHAND_ORACLE_SEED=n` plays it again.
 
+mod depth_test;
 mod format_test;
 mod guest;
 mod image;
