@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bitmap;
+pub mod cipher;
 pub mod entry;
 pub mod error;
 pub mod extension;
@@ -27,6 +28,7 @@ pub mod subcluster;
 mod wire;
 
 pub use bitmap::{BitmapFlags, BitmapKind, BitmapTableEntry, DirectoryEntry};
+pub use cipher::{Cipher, CipherError, CipherSpec, SectorNumbering};
 pub use entry::{CompressedRange, L1Entry, L2Entry, L2Kind};
 pub use error::{ErrorClass, Field, FormatError};
 pub use extension::{BitmapsExtension, Extension, ExtensionKind, LuksExtension};
