@@ -85,6 +85,17 @@ pub enum FormatError {
         known: &'static str,
     },
 
+    /// A field holds a name that is not supported, or no name.
+    #[error("{field} \"{}\" is not supported (known: {known})", name.escape_debug())]
+    UnknownName {
+        /// The field.
+        field: Field,
+        /// What it holds, as far as it is text.
+        name: String,
+        /// The names that are known.
+        known: &'static str,
+    },
+
     /// Fewer bytes than the structure needs.
     #[error("{field} needs {needed} bytes, but only {available} are there: the image is truncated or corrupt")]
     TooShort {
@@ -206,6 +217,7 @@ impl FormatError {
             Self::L1TooSmall { .. } => Some(36),
             Self::UnknownFeatures { .. } => Some(72),
             Self::UnknownValue { field, .. }
+            | Self::UnknownName { field, .. }
             | Self::TooShort { field, .. }
             | Self::OutOfRange { field, .. }
             | Self::Misaligned { field, .. }
@@ -222,9 +234,10 @@ impl FormatError {
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::NotQcow2 => ErrorClass::NotQcow2,
-            Self::UnsupportedVersion { .. } | Self::UnknownFeatures { .. } | Self::UnknownValue { .. } => {
-                ErrorClass::Unsupported
-            }
+            Self::UnsupportedVersion { .. }
+            | Self::UnknownFeatures { .. }
+            | Self::UnknownValue { .. }
+            | Self::UnknownName { .. } => ErrorClass::Unsupported,
             Self::HeaderFull { .. } | Self::RefcountOverflow { .. } => ErrorClass::Invalid,
             Self::TooShort { .. }
             | Self::OutOfRange { .. }

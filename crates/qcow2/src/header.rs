@@ -206,6 +206,12 @@ impl Header {
         data.map(|data| LuksExtension::parse(data, self.cluster_bits)).transpose()
     }
 
+    /// Encrypts the image with the LUKS header that lies at `place`, or not at all. The data is not touched.
+    pub fn set_luks(&mut self, place: Option<LuksExtension>) {
+        self.crypt_method = if place.is_some() { CryptMethod::Luks } else { CryptMethod::None };
+        self.set_extension(ExtensionKind::Luks, place.map(|place| place.encode()));
+    }
+
     /// Names the backing file and its format, or takes both away. The format of none is dropped with it.
     /// [`Header::encode`] checks the lengths.
     pub fn set_backing(&mut self, name: Option<&[u8]>, format: Option<&str>) {

@@ -64,3 +64,17 @@ pub const HOST_OFFSET_END: u64 = 1 << HOST_OFFSET_BITS;
 /// Longest LUKS header with its key material, in bytes. LUKS1 with eight slots stays far below; this only keeps a
 /// hostile length from being allocated.
 pub const LUKS_HEADER_BYTES_MAX: u64 = 64 << 20;
+
+/// Key slots of a LUKS1 header.
+pub const LUKS_SLOTS: usize = 8;
+/// Stripes that the volume key is split into in a slot. LUKS1 leaves the number open; QEMU and cryptsetup write only
+/// this one, and QEMU refuses any other.
+pub const LUKS_STRIPES: u32 = 4000;
+/// Least PBKDF2 iterations that are written (the LUKS1 specification's). Fewer, but not 0, are accepted when read.
+pub const LUKS_ITERATIONS_MIN: u32 = 1000;
+/// Most PBKDF2 iterations of a key slot or of the volume key's digest. The format has no bound, but with 2^32 of them
+/// in eight slots a processor would be busy for hours before a secret is refused. This many take about a minute in a
+/// slot, several times what anybody chooses to wait.
+pub const LUKS_ITERATIONS_MAX: u32 = 1 << 26;
+/// Longest volume key, in bytes: two AES-256 keys.
+pub const LUKS_KEY_BYTES_MAX: usize = 64;

@@ -156,11 +156,13 @@ fn new_headers_are_qemus_byte_for_byte() {
             "data_file_raw",
             CreateParams { data_file: Some(b"e.raw".to_vec()), data_file_raw: true, ..CreateParams::new(m) },
         ),
+        ("luks", CreateParams::new(m)),
     ];
     for (name, params) in cases {
         let theirs = Sample::load(name).header();
         let mut ours = params.header().unwrap();
         assert_eq!(ours.l1_size, theirs.l1_size, "{name}");
+        ours.set_luks(theirs.luks_extension().unwrap());
         ours.l1_table_offset = theirs.l1_table_offset;
         ours.refcount_table_offset = theirs.refcount_table_offset;
         ours.refcount_table_clusters = theirs.refcount_table_clusters;
