@@ -29,3 +29,6 @@ pub use error::LuksError;
 pub use hash::{Hash, Iterations};
 pub use header::{Header, KeySlot};
 pub use unlock::{Unlocked, VolumeKey};
+
+#[cfg(test)]
+mod oracle_test;
