@@ -45,17 +45,33 @@ impl OpenPolicy {
 struct Layer {
     path: PathBuf,
     file: File,
-    format: Format,
+    image: Unconnected,
+}
+
+enum Unconnected {
+    Raw,
+    /// With its header, which is read once: what it says of the layer below and what the image is made from cannot differ.
+    Qcow2(Box<Opening>),
+}
+
+impl Layer {
+    async fn new(queue: &Rc<Queue>, path: PathBuf, file: File, format: Format) -> Result<Self> {
+        let image = match format {
+            Format::Raw => Unconnected::Raw,
+            Format::Qcow2 => Unconnected::Qcow2(Box::new(Opening::header(queue, file.clone(), &path).await?)),
+        };
+        Ok(Self { path, file, image })
+    }
 }
 
 /// Opens a disk's layers and connects them.
 pub(crate) async fn open(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy) -> Result<Arc<Node>> {
     let writable = !spec.readonly && !spec.ephemeral;
     let top = open_file(policy, &spec.path, writable, spec)?;
-    let mut layers = vec![Layer { path: spec.path.clone(), file: top, format: spec.format }];
     if spec.format == Format::Raw && !spec.force_raw {
-        refuse_qcow2(queue, &layers[0]).await?;
+        refuse_qcow2(queue, &spec.path, &top).await?;
     }
+    let mut layers = vec![Layer::new(queue, spec.path.clone(), top, spec.format).await?];
     // Downwards, opening; then upwards, connecting: a deep chain needs no deep stack.
     while let Some(next) = below(queue, &layers, spec, policy).await? {
         layers.push(next);
@@ -84,12 +100,9 @@ fn metadata_cache_below(spec: &DiskSpec, layers: usize) -> u64 {
 }
 
 async fn connect(queue: &Rc<Queue>, layer: Layer, backing: Option<Arc<Node>>, options: ImageOptions) -> Result<Node> {
-    match layer.format {
-        Format::Raw => Ok(Node::Raw(RawImage::new(layer.file, &layer.path, options.writable, options.no_flush)?)),
-        Format::Qcow2 => {
-            let opening = Opening::header(queue, layer.file, &layer.path).await?;
-            Ok(Node::Qcow2(Box::new(opening.finish(queue, backing, options).await?)))
-        }
+    match layer.image {
+        Unconnected::Raw => Ok(Node::Raw(RawImage::new(layer.file, &layer.path, options.writable, options.no_flush)?)),
+        Unconnected::Qcow2(opening) => Ok(Node::Qcow2(Box::new(opening.finish(queue, backing, options).await?))),
     }
 }
 
@@ -110,10 +123,7 @@ async fn overlay(queue: &Rc<Queue>, node: Arc<Node>, spec: &DiskSpec, policy: &O
 /// The layer below the last one, if there is one.
 async fn below(queue: &Rc<Queue>, layers: &[Layer], spec: &DiskSpec, policy: &OpenPolicy) -> Result<Option<Layer>> {
     let [.., last] = layers else { return Ok(None) };
-    if last.format != Format::Qcow2 {
-        return Ok(None);
-    }
-    let opening = Opening::header(queue, last.file.clone(), &last.path).await?;
+    let Unconnected::Qcow2(opening) = &last.image else { return Ok(None) };
     let header = opening.parsed();
     let Some(name) = &header.backing_name else { return Ok(None) };
     let given = if layers.len() == 1 { spec.backing_format } else { None };
@@ -143,7 +153,7 @@ async fn below(queue: &Rc<Queue>, layers: &[Layer], spec: &DiskSpec, policy: &Op
         return Err(Error::new(ErrorKind::Corrupt, message).at_path(&last.path));
     }
     lock(&file, &path, false, spec).map_err(in_words)?;
-    Ok(Some(Layer { path, file, format }))
+    Ok(Some(Layer::new(queue, path, file, format).await?))
 }
 
 fn backing_format(name: &str, layer: &Layer) -> Result<Format> {
@@ -233,13 +243,13 @@ fn lock_error(path: &Path, write: bool, error: LockError) -> Error {
 }
 
 /// A qcow2 image given as raw would be overwritten by the guest.
-async fn refuse_qcow2(queue: &Rc<Queue>, layer: &Layer) -> Result<()> {
-    let read = queue.read_buffer(&layer.file, 0, 512).await;
-    let first = read.map_err(|e| Error::io("cannot read", e).at_path(&layer.path))?;
+async fn refuse_qcow2(queue: &Rc<Queue>, path: &Path, file: &File) -> Result<()> {
+    let read = queue.read_buffer(file, 0, 512).await;
+    let first = read.map_err(|e| Error::io("cannot read", e).at_path(path))?;
     if Header::probe(&first) {
         let message =
             "given as raw, but it is a qcow2 image; say format=qcow2 (or force-raw=on, to serve its very bytes)";
-        return Err(Error::new(ErrorKind::Invalid, message).at_path(&layer.path));
+        return Err(Error::new(ErrorKind::Invalid, message).at_path(path));
     }
     Ok(())
 }

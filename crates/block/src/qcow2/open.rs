@@ -1,6 +1,6 @@
 //! Opening an image: everything is validated before anything is written.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use cowhand_qcow2::{Autoclear, CryptMethod, FormatError, Header, HostOffset, Incompatible, L1Entry, RefTableEntry};
@@ -32,17 +32,17 @@ pub(crate) struct ImageOptions {
 }
 
 /// An image whose header has been read, not yet connected with its backing file.
-pub(crate) struct Opening<'a> {
+pub(crate) struct Opening {
     file: File,
-    path: &'a Path,
+    path: PathBuf,
     header: Header,
     sector: Vec<u8>,
     file_len: u64,
 }
 
-impl<'a> Opening<'a> {
+impl Opening {
     /// Reads and validates the header of `file`.
-    pub(crate) async fn header(queue: &Rc<Queue>, file: File, path: &'a Path) -> Result<Opening<'a>> {
+    pub(crate) async fn header(queue: &Rc<Queue>, file: File, path: &Path) -> Result<Self> {
         let file_len = file.length().map_err(|e| Error::io("cannot tell the file's length", e).at_path(path))?;
         let format_error = |e: cowhand_qcow2::FormatError| {
             let kind = match e.class() {
@@ -63,7 +63,7 @@ impl<'a> Opening<'a> {
         let header = Header::parse(&first_cluster, file_len).map_err(format_error)?;
         let mut sector = first_cluster[..needed.min(512)].to_vec();
         sector.resize(512, 0);
-        Ok(Opening { file, path, header, sector, file_len })
+        Ok(Self { file, path: path.to_path_buf(), header, sector, file_len })
     }
 
     pub(crate) fn parsed(&self) -> &Header {
@@ -71,7 +71,7 @@ impl<'a> Opening<'a> {
     }
 
     fn refuse(&self, kind: ErrorKind, message: &str) -> Error {
-        Error::new(kind, message).at_path(self.path)
+        Error::new(kind, message).at_path(&self.path)
     }
 
     /// What this engine must not serve to a guest, or not write to.
@@ -163,7 +163,7 @@ impl<'a> Opening<'a> {
         let below = below.collect();
         Ok(Image {
             size: header.size.next_multiple_of(512),
-            path: self.path.to_path_buf(),
+            path: self.path,
             file: self.file,
             geometry,
             header: Mutex::new(HeaderState { header: self.header, sector: self.sector }),
@@ -240,7 +240,7 @@ impl<'a> Opening<'a> {
     async fn table(&self, queue: &Rc<Queue>, what: &str, offset: u64, len: usize) -> Result<crate::io::Buffer> {
         self.check_there(&format!("its {what}"), Some(HostOffset::new(offset)), len as u64)?;
         let read = queue.read_buffer(&self.file, offset, len).await;
-        read.map_err(|e| Error::io(format!("cannot read the {what}"), e).at_path(self.path).at_offset(offset))
+        read.map_err(|e| Error::io(format!("cannot read the {what}"), e).at_path(&self.path).at_offset(offset))
     }
 }
 
