@@ -5,6 +5,7 @@
 mod chain;
 mod disk;
 mod error;
+mod flush;
 mod grace;
 pub mod io;
 mod join;

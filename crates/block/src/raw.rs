@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::flush::Flushes;
 use crate::io::{Barrier, File, IoSeg, zero_segs};
 use crate::queue::Queue;
 use crate::sync::{AtomicBool, Ordering};
@@ -15,8 +16,7 @@ pub(crate) struct RawImage {
     /// The virtual size in bytes: the file's, rounded up to whole sectors.
     pub(crate) size: u64,
     writable: bool,
-    no_flush: bool,
-    flush_failed: AtomicBool,
+    flushes: Flushes,
     /// The host cannot zero a range by itself.
     no_zero_range: AtomicBool,
 }
@@ -30,8 +30,7 @@ impl RawImage {
             path: path.to_path_buf(),
             size: length.next_multiple_of(512),
             writable,
-            no_flush,
-            flush_failed: AtomicBool::new(false),
+            flushes: Flushes::new(no_flush),
             no_zero_range: AtomicBool::new(false),
         })
     }
@@ -51,20 +50,10 @@ impl RawImage {
     }
 
     pub(crate) async fn flush(&self, queue: &Rc<Queue>) -> Result<()> {
-        if !self.writable || self.no_flush {
+        if !self.writable {
             return Ok(());
         }
-        // The kernel marks pages clean that it could not write: after one failure no later success means anything.
-        let failed = self.flush_failed.load(Ordering::SeqCst);
-        if failed {
-            let message =
-                "an earlier flush of this file failed, so what was written since may be lost; stop using the disk";
-            return Err(Error::new(ErrorKind::Io, message).at_path(&self.path));
-        }
-        queue.flush(&self.file, Barrier::Data).await.map_err(|e| {
-            self.flush_failed.store(true, Ordering::SeqCst);
-            Error::io("flush failed", e).at_path(&self.path)
-        })
+        self.flushes.flush(queue, &self.file, &self.path, Barrier::Data).await
     }
 
     pub(crate) async fn discard(&self, queue: &Rc<Queue>, offset: u64, len: u64) -> Result<()> {

@@ -23,7 +23,7 @@ use super::entry;
 use super::refcounts::RefcountWrites;
 use super::slices::Slice;
 use super::{HeaderState, Image};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::io::{Barrier, Buffer};
 use crate::queue::Queue;
 use crate::sync::Ordering;
@@ -79,9 +79,9 @@ impl Image {
         let _commit = self.commit_lock.lock().await;
         // A commit that began after our call (so not the one that was perhaps running then) has done our work.
         if self.commits.load(Ordering::SeqCst) >= seen + 2 {
-            return self.check_flushes();
+            return self.flushes.check(&self.path);
         }
-        self.check_flushes()?;
+        self.flushes.check(&self.path)?;
         let snapshot = self.snapshot()?;
         let durable = self.write_snapshot(queue, &snapshot, until).await?;
         {
@@ -112,15 +112,6 @@ impl Image {
         // The first commit freed what the mapping had dropped; those counts are worth a second one.
         while self.meta.lock().refcounts.is_dirty() {
             self.commit(queue, Until::Durable).await?;
-        }
-        Ok(())
-    }
-
-    fn check_flushes(&self) -> Result<()> {
-        if self.flush_failed.load(Ordering::SeqCst) {
-            let message =
-                "an earlier flush of this file failed, so what was written since may be lost; stop using the disk";
-            return Err(Error::new(ErrorKind::Io, message).at_path(&self.path));
         }
         Ok(())
     }
@@ -262,16 +253,9 @@ impl Image {
         written.map_err(|e| self.io_error("cannot write metadata", place.get(), e))
     }
 
-    /// Makes what was written durable. After a failure nothing is promised any more: the kernel marks pages clean that it could not
-    /// write, so a second flush that succeeds would mean nothing.
+    /// Makes what was written durable.
     pub(super) async fn barrier(&self, queue: &Rc<Queue>, barrier: Barrier) -> Result<()> {
-        if self.no_flush {
-            return Ok(());
-        }
-        queue.flush(&self.file, barrier).await.map_err(|e| {
-            self.flush_failed.store(true, Ordering::SeqCst);
-            Error::io("flush failed", e).at_path(&self.path)
-        })
+        self.flushes.flush(queue, &self.file, &self.path, barrier).await
     }
 
     /// Changes the header by one write of its first sector; when that is to be durable is the caller's to say. The caller holds the

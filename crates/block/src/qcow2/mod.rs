@@ -42,10 +42,11 @@ use self::layout::Layout;
 use self::refcounts::Refcounts;
 use self::slices::{Slice, SliceCache};
 use crate::error::{Error, ErrorKind};
+use crate::flush::Flushes;
 use crate::grace::Grace;
 use crate::io::File;
 use crate::node::Node;
-use crate::sync::{Arc, AsyncMutex, AtomicBool, AtomicU64, Mutex, Ordering, RangeLocks};
+use crate::sync::{Arc, AsyncMutex, AtomicU64, Mutex, Ordering, RangeLocks};
 
 /// What the metadata lock guards.
 struct Meta {
@@ -107,8 +108,7 @@ pub(crate) struct Image {
     /// slices are not to say what lies further down.
     below: Box<[Arc<Node>]>,
     writable: bool,
-    /// Flushes do nothing: the file is thrown away (`ephemeral`), or its owner said that he does not care (`cache=unsafe`).
-    no_flush: bool,
+    flushes: Flushes,
     l1: Box<[AtomicU64]>,
     slices: SliceCache,
     /// Where metadata lay when the image was opened; known only to a writer.
@@ -126,8 +126,6 @@ pub(crate) struct Image {
     /// Counts finished commits: of several flushes that wait, one commits for all.
     commits: AtomicU64,
     grace: Arc<Grace>,
-    /// A flush has failed: the kernel may have dropped what it should have written, so nothing is promised any more.
-    flush_failed: AtomicBool,
 }
 
 impl Image {

@@ -12,11 +12,12 @@ use super::refcounts::Refcounts;
 use super::slices::{SLICE_BYTES, SliceCache};
 use super::{HeaderState, Image, Meta};
 use crate::error::{Error, ErrorKind, Result};
+use crate::flush::Flushes;
 use crate::grace::Grace;
 use crate::io::{Barrier, File};
 use crate::node::Node;
 use crate::queue::Queue;
-use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex};
+use crate::sync::{Arc, AtomicU64, Mutex};
 
 /// Bytes of metadata kept in memory unless asked otherwise: L2 tables and refcounts of 1 TiB at 64 KiB clusters.
 pub(crate) const METADATA_CACHE: u64 = 160 << 20;
@@ -170,7 +171,7 @@ impl Opening {
             backing,
             below,
             writable: options.writable,
-            no_flush: options.no_flush,
+            flushes: Flushes::new(options.no_flush),
             l1,
             slices: SliceCache::new(slice_entries, geometry.extended_l2, slices, budget / 5 * 4),
             layout,
@@ -183,7 +184,6 @@ impl Opening {
             refblock_loads: Default::default(),
             commits: AtomicU64::new(0),
             grace: Arc::new(Grace::default()),
-            flush_failed: AtomicBool::new(false),
         })
     }
 
