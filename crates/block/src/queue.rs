@@ -69,6 +69,8 @@ enum Owner {
 struct OpSlot {
     owner: Owner,
     file: RawFd,
+    /// What offsets and lengths must be multiples of.
+    align: u32,
     /// What is left to do of a read or a write after a short one.
     rest: Option<Rest>,
     /// Buffers that the operation reads or fills, kept alive until it is over even if the task is gone.
@@ -80,8 +82,16 @@ struct Rest {
     write: bool,
     offset: u64,
     len: u64,
+    /// The bytes of a block that the last attempt moved, less than one block.
+    part: Option<u64>,
     /// The whole list, once a short completion forced a list of the remainder.
     whole: Option<Vec<IoSeg>>,
+}
+
+impl Rest {
+    fn new(write: bool, offset: u64, data: &[IoSeg]) -> Self {
+        Self { write, offset, len: segs_len(data), part: None, whole: None }
+    }
 }
 
 /// What [`Queue::turn`] has to tell.
@@ -149,20 +159,21 @@ impl Queue {
 
     /// Sends a read or a write whose end is told by [`Outcome::Direct`] with `tag`.
     pub(crate) fn direct(&self, tag: u64, file: &File, op: Op) {
-        self.start(Owner::Direct(tag), file.id(), op, Vec::new());
+        self.start(Owner::Direct(tag), file, op, Vec::new());
     }
 
     pub(crate) fn watch(&self, fd: RawFd, tag: u64) -> io::Result<()> {
         self.driver.borrow_mut().as_mut().ok_or_else(shut)?.watch(fd, WATCH | tag)
     }
 
-    fn start(&self, owner: Owner, file: RawFd, op: Op, keep: Vec<Arc<Buffer>>) -> usize {
+    fn start(&self, owner: Owner, file: &File, op: Op, keep: Vec<Arc<Buffer>>) -> usize {
         let rest = match &op {
-            Op::Read { offset, data } => Some(Rest { write: false, offset: *offset, len: segs_len(data), whole: None }),
-            Op::Write { offset, data } => Some(Rest { write: true, offset: *offset, len: segs_len(data), whole: None }),
+            Op::Read { offset, data } => Some(Rest::new(false, *offset, data)),
+            Op::Write { offset, data } => Some(Rest::new(true, *offset, data)),
             _ => None,
         };
-        let slot = self.ops.borrow_mut().insert(OpSlot { owner, file, rest, keep });
+        let (align, file) = (file.traits().align.max(1), file.id());
+        let slot = self.ops.borrow_mut().insert(OpSlot { owner, file, align, rest, keep });
         // After the shutdown no task runs, so nothing comes here.
         if let Some(driver) = self.driver.borrow_mut().as_mut() {
             driver.submit(slot as u64, file, op);
@@ -173,7 +184,7 @@ impl Queue {
     /// An operation to be awaited. `keep` holds the buffers that its segments lie in.
     fn operate(self: &Rc<Self>, file: &File, op: Op, keep: Vec<Arc<Buffer>>) -> Operation {
         let owner = Owner::Task { waker: None, result: None, abandoned: false };
-        Operation { queue: self.clone(), slot: Some(self.start(owner, file.id(), op, keep)) }
+        Operation { queue: self.clone(), slot: Some(self.start(owner, file, op, keep)) }
     }
 
     /// Reads into segments; what lies past the end of the file reads as zeros.
@@ -406,7 +417,11 @@ enum Resumed {
 }
 
 /// Sees to it that a read or write is whole: sends the remainder of a short one, and zero-fills past the end of the file.
+///
+/// Direct I/O goes on at the block that was moved in part, as all of it must be aligned. A block of which the
+/// second time no more is read than the first time is the one in which the file ends.
 fn resume(op: &mut OpSlot, result: io::Result<usize>, data: Vec<IoSeg>) -> Resumed {
+    let align = u64::from(op.align);
     let Some(rest) = &mut op.rest else {
         return Resumed::Done(result.map(drop), data);
     };
@@ -421,19 +436,21 @@ fn resume(op: &mut OpSlot, result: io::Result<usize>, data: Vec<IoSeg>) -> Resum
     if moved >= rest.len {
         return Resumed::Done(Ok(()), rest.whole.take().unwrap_or(data));
     }
-    if moved == 0 {
+    let blocks = moved - moved % align;
+    if moved == 0 || (blocks == 0 && rest.part.is_some_and(|part| moved <= part)) {
         if rest.write {
-            let error = io::Error::new(io::ErrorKind::WriteZero, "the host wrote nothing");
+            let error = io::Error::new(io::ErrorKind::WriteZero, "the host does not write on");
             return Resumed::Done(Err(error), rest.whole.take().unwrap_or(data));
         }
         // The end of the file: what is missing reads as zeros.
-        fill_zero(&data);
+        fill_zero(&split_segs(&data, moved, rest.len - moved));
         return Resumed::Done(Ok(()), rest.whole.take().unwrap_or(data));
     }
-    let left = split_segs(&data, moved, rest.len - moved);
+    rest.part = (moved > blocks).then_some(moved - blocks);
+    let left = split_segs(&data, blocks, rest.len - blocks);
     rest.whole.get_or_insert(data);
-    rest.offset += moved;
-    rest.len -= moved;
+    rest.offset += blocks;
+    rest.len -= blocks;
     let (offset, data) = (rest.offset, left);
     Resumed::Again(if rest.write { Op::Write { offset, data } } else { Op::Read { offset, data } })
 }

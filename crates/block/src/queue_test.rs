@@ -63,3 +63,70 @@ fn shut_down_ends_the_operations_before_the_tasks_that_own_their_memory() {
     assert_eq!(queue.live_tasks(), 0);
     assert!(queue.turn(false, &mut Vec::new()).is_err());
 }
+
+/// A read or write of two segments of 2048 bytes on a file of blocks of 512, and where it is resumed after each result, until it is
+/// done.
+fn resumed(write: bool, offset: u64, buffer: &Buffer, results: &[usize]) -> (Vec<(u64, u64)>, io::Result<()>) {
+    let mut data = vec![buffer.seg(0, 2048), buffer.seg(2048, 2048)];
+    let owner = Owner::Direct(0);
+    let mut op = OpSlot { owner, file: 0, align: 512, rest: Some(Rest::new(write, offset, &data)), keep: Vec::new() };
+    let mut places = Vec::new();
+    for &moved in results {
+        data = match resume(&mut op, Ok(moved), data) {
+            Resumed::Done(result, whole) => {
+                assert_eq!(whole.iter().map(IoSeg::len).collect::<Vec<_>>(), [2048, 2048]);
+                return (places, result);
+            }
+            Resumed::Again(Op::Read { offset, data }) if !write => {
+                places.push((offset, segs_len(&data)));
+                data
+            }
+            Resumed::Again(Op::Write { offset, data }) if write => {
+                places.push((offset, segs_len(&data)));
+                data
+            }
+            Resumed::Again(op) => panic!("resumed as {op:?}"),
+        };
+    }
+    panic!("not done after {places:?}");
+}
+
+#[test]
+fn direct_io_that_came_back_short_goes_on_at_a_whole_block() {
+    let buffer = Buffer::from_bytes(&[7; 4096]);
+    for write in [false, true] {
+        let (places, result) = resumed(write, 8192, &buffer, &[1000, 512 + 2048 + 100, 924 + 100]);
+        result.unwrap();
+        assert_eq!(places, [(8192 + 512, 3584), (8192 + 3072, 1024)]);
+    }
+    assert_eq!(buffer[..], [7; 4096]);
+}
+
+#[test]
+fn a_direct_read_past_the_end_of_the_file_ends_in_zeros() {
+    // Which ends inside the second block, then inside the first.
+    for (results, place, end) in [([1000, 488], (512, 3584), 1000), ([488, 488], (0, 4096), 488)] {
+        let buffer = Buffer::from_bytes(&[7; 4096]);
+        let (places, result) = resumed(false, 0, &buffer, &results);
+        result.unwrap();
+        assert_eq!(places, [place]);
+        assert!(buffer[..end].iter().all(|&b| b == 7) && buffer[end..].iter().all(|&b| b == 0));
+    }
+}
+
+#[test]
+fn a_block_that_came_back_short_once_is_read_again() {
+    let buffer = Buffer::from_bytes(&[7; 4096]);
+    let (places, result) = resumed(false, 0, &buffer, &[100, 200, 4096]);
+    result.unwrap();
+    assert_eq!(places, [(0, 4096); 2]);
+    assert_eq!(buffer[..], [7; 4096]);
+}
+
+#[test]
+fn a_direct_write_that_stays_inside_a_block_fails() {
+    let buffer = Buffer::zeroed(4096);
+    let (places, result) = resumed(true, 0, &buffer, &[512 + 8, 8]);
+    assert_eq!(result.unwrap_err().kind(), io::ErrorKind::WriteZero);
+    assert_eq!(places, [(512, 3584)]);
+}
