@@ -1,14 +1,13 @@
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::time::Duration;
 
 use cowhand_qcow2::CreateParams;
 
 use super::*;
 use crate::io::host::{Engine, Host};
 use crate::io::sim::World;
-use crate::io::{Buffer, Completion, Notify, OpenMode};
+use crate::io::{Buffer, OpenMode};
 use crate::qcow2::create;
+use crate::testing::{Stuck, within_seconds};
 
 const IMAGE: &str = "/disk.qcow2";
 
@@ -28,36 +27,6 @@ fn write(queue: &mut DiskQueue, buffer: &Buffer) {
     queue.submit(1, Request::Write { offset: 0, data: vec![buffer.seg(0, buffer.len())] });
 }
 
-/// Operations never end before it is dropped; then it notes whether the disk believes that nobody uses what was dropped before.
-struct Stuck {
-    disk: Arc<Disk>,
-    passed: Rc<Cell<Option<bool>>>,
-    notify: Arc<dyn Notify>,
-}
-
-impl Driver for Stuck {
-    fn submit(&mut self, _token: u64, _file: RawFd, _op: Op) {}
-
-    fn watch(&mut self, _fd: RawFd, _token: u64) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn wait(&mut self, _block: bool, _done: &mut Vec<Completion>) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn notifier(&self) -> Arc<dyn Notify> {
-        self.notify.clone()
-    }
-}
-
-impl Drop for Stuck {
-    fn drop(&mut self) {
-        let grace = self.disk.node.grace().unwrap();
-        self.passed.set(Some(grace.passed(grace.stamp())));
-    }
-}
-
 /// Drops a queue with a write in flight; whether clusters could be used again before that write had ended.
 fn freed_under_a_write(mapped: bool) -> bool {
     let world = World::orderly();
@@ -68,9 +37,16 @@ fn freed_under_a_write(mapped: bool) -> bool {
         write(&mut queue, &buffer);
         queue.wait(Wait::Block, &mut Vec::new()).unwrap();
     }
+    // Whether the disk believes, as the driver goes, that nobody uses what was dropped before.
     let passed = Rc::new(Cell::new(None));
-    let notify = world.driver().unwrap().notifier();
-    let mut queue = disk.queue_on(Box::new(Stuck { disk: disk.clone(), passed: passed.clone(), notify }));
+    let note = {
+        let (disk, passed) = (disk.clone(), passed.clone());
+        move || {
+            let grace = disk.node.grace().unwrap();
+            passed.set(Some(grace.passed(grace.stamp())));
+        }
+    };
+    let mut queue = disk.queue_on(Box::new(Stuck::new(note)));
     write(&mut queue, &buffer);
     queue.wait(Wait::Poll, &mut Vec::new()).unwrap();
     drop(queue);
@@ -117,19 +93,6 @@ fn disk_on_host(dir: &tempfile::TempDir, engine: Engine) -> Arc<Disk> {
     Disk::open(&DiskSpec::new(&path, Format::Qcow2), &policy).unwrap()
 }
 
-/// Runs `test` on a thread of its own: one that sleeps for ever fails instead of hanging the run.
-fn within_seconds(test: impl FnOnce() + Send + 'static) {
-    let (done, finished) = mpsc::channel();
-    let thread = std::thread::spawn(move || {
-        test();
-        done.send(()).unwrap();
-    });
-    if finished.recv_timeout(Duration::from_secs(30)) == Err(mpsc::RecvTimeoutError::Timeout) {
-        panic!("the queue sleeps though its request is done");
-    }
-    thread.join().unwrap();
-}
-
 #[test]
 fn a_blocking_wait_does_not_sleep_on_a_request_that_needs_no_io() {
     for engine in [Engine::Auto, Engine::Threads] {
@@ -171,4 +134,17 @@ fn a_disk_that_is_refused_keeps_its_autoclear_bits_edge_03() {
     let error = Disk::open(&spec, &policy).err().unwrap().to_string();
     assert!(error.contains("not a multiple of block-size=4096"), "{error}");
     assert_eq!(world.content(path).unwrap(), image);
+}
+
+#[test]
+fn a_watched_descriptor_that_is_no_more_fails_the_wait() {
+    for engine in [Engine::Auto, Engine::Threads] {
+        within_seconds(move || {
+            let dir = tempfile::tempdir().unwrap();
+            let mut queue = disk_on_host(&dir, engine).queue().unwrap();
+            // No descriptor has this number.
+            queue.watch(RawFd::MAX, 3).unwrap();
+            queue.wait(Wait::Block, &mut Vec::new()).unwrap_err();
+        });
+    }
 }

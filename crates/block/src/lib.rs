@@ -21,6 +21,8 @@ pub mod spec;
 mod stress_test;
 mod sync;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod torture;
 
 pub use chain::OpenPolicy;

@@ -281,6 +281,9 @@ impl Queue {
 
     /// Runs what is ready, sends what is pending, takes what has completed. With `block`, sleeps until something has, unless a task
     /// has ended: its outcome is news too, and perhaps the last.
+    ///
+    /// # Errors
+    /// When the driver, or a watched descriptor, has failed: the queue is of no use then.
     pub(crate) fn turn(&self, block: bool, out: &mut Vec<Outcome>) -> io::Result<()> {
         let ended = self.run_ready();
         let mut completions = self.completions.take();
@@ -290,11 +293,13 @@ impl Queue {
             None => Err(shut()),
         };
         self.remote.sleeping.store(false, Ordering::SeqCst);
+        let mut outcome = waited;
         for completion in completions.drain(..) {
-            self.complete(completion, out);
+            let completed = self.complete(completion, out);
+            outcome = outcome.and(completed);
         }
         self.completions.replace(completions);
-        waited?;
+        outcome?;
         self.run_ready();
         Ok(())
     }
@@ -344,15 +349,17 @@ impl Queue {
         finished
     }
 
-    fn complete(&self, completion: Completion, out: &mut Vec<Outcome>) {
+    /// Fails only for a watched descriptor that has.
+    fn complete(&self, completion: Completion, out: &mut Vec<Outcome>) -> io::Result<()> {
         let Completion { token, result, data } = completion;
         if token & WATCH != 0 {
+            result?;
             out.push(Outcome::Watch { tag: token & !WATCH });
-            return;
+            return Ok(());
         }
         let slot = token as usize;
         let mut ops = self.ops.borrow_mut();
-        let Some(op) = ops.slots.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(op) = ops.slots.get_mut(slot).and_then(Option::as_mut) else { return Ok(()) };
         let (result, data) = match resume(op, result, data) {
             Resumed::Again(again) => {
                 let file = op.file;
@@ -360,7 +367,7 @@ impl Queue {
                 if let Some(driver) = self.driver.borrow_mut().as_mut() {
                     driver.submit(token, file, again);
                 }
-                return;
+                return Ok(());
             }
             Resumed::Done(result, data) => (result, data),
         };
@@ -379,6 +386,7 @@ impl Queue {
                 }
             }
         }
+        Ok(())
     }
 }
 

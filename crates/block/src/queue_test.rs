@@ -3,6 +3,7 @@ use std::path::Path;
 use super::*;
 use crate::io::sim::World;
 use crate::io::{Buffer, Storage};
+use crate::testing::Stuck;
 
 /// Lives as long as a task.
 struct Owned(Rc<Cell<bool>>);
@@ -13,42 +14,15 @@ impl Drop for Owned {
     }
 }
 
-/// A driver whose operations never end before it is dropped, and which notes whether the task still lived then.
-struct Slow {
-    alive: Rc<Cell<bool>>,
-    lived: Rc<Cell<Option<bool>>>,
-    notify: Arc<dyn Notify>,
-}
-
-impl Driver for Slow {
-    fn submit(&mut self, _token: u64, _file: RawFd, _op: Op) {}
-
-    fn watch(&mut self, _fd: RawFd, _token: u64) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn wait(&mut self, _block: bool, _done: &mut Vec<Completion>) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn notifier(&self) -> Arc<dyn Notify> {
-        self.notify.clone()
-    }
-}
-
-impl Drop for Slow {
-    fn drop(&mut self) {
-        self.lived.set(Some(self.alive.get()));
-    }
-}
-
 #[test]
 fn shut_down_ends_the_operations_before_the_tasks_that_own_their_memory() {
     let world = World::orderly();
     let file = world.create(Path::new("/file")).unwrap();
     let (alive, lived) = (Rc::new(Cell::new(true)), Rc::new(Cell::new(None)));
-    let notify = world.driver().unwrap().notifier();
-    let queue = Queue::new(Box::new(Slow { alive: alive.clone(), lived: lived.clone(), notify }));
+    let queue = Queue::new(Box::new(Stuck::new({
+        let (alive, lived) = (alive.clone(), lived.clone());
+        move || lived.set(Some(alive.get()))
+    })));
     queue.spawn({
         let (queue, owned) = (queue.clone(), Owned(alive));
         async move {

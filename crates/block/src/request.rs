@@ -90,7 +90,7 @@ pub trait RequestQueue {
     /// Submits what is pending and appends what has happened to `events`.
     ///
     /// # Errors
-    /// Only when the driver itself fails: the queue cannot be used any more then.
+    /// Only when the driver itself or a watched descriptor fails: the queue cannot be used any more then.
     fn wait(&mut self, mode: Wait, events: &mut Vec<Event>) -> io::Result<()>;
 
     /// The number of requests submitted and not yet reported done.

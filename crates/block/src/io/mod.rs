@@ -294,7 +294,8 @@ pub trait Driver {
     /// Takes an operation on the file with this [`FileOps::id`]; it may be sent only with the next `wait`.
     fn submit(&mut self, token: u64, file: RawFd, op: Op);
 
-    /// From now on each signal of the eventfd `fd` yields a completion with `token` (and the counter is read).
+    /// From now on each signal of the eventfd `fd` yields a completion with `token` (and the counter is read). If it cannot be watched,
+    /// or not any more, one with an error says so, and it is left alone from then on.
     ///
     /// # Errors
     /// The system's.

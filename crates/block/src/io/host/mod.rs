@@ -217,9 +217,28 @@ fn sleep_until_signalled(wake: &Wake) {
     drain_eventfd(wake.0.as_raw_fd());
 }
 
+/// Takes the signal of an eventfd of which polling said `events` (as poll(2) does). Whether it had been signalled.
+///
+/// # Errors
+/// When it is broken or closed, and polling it would say so for ever.
+fn take_signal(fd: RawFd, events: i32) -> io::Result<bool> {
+    if events & i32::from(libc::POLLIN) != 0 && drain_eventfd(fd) {
+        return Ok(true);
+    }
+    if events & i32::from(libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) != 0 {
+        return Err(io::Error::other("a watched eventfd is broken or closed"));
+    }
+    // Whoever else reads it was first.
+    Ok(false)
+}
+
 /// Reads an eventfd's counter, so that it is quiet until the next signal. Whether it had been signalled.
 fn drain_eventfd(fd: RawFd) -> bool {
     let mut counter = [0u8; 8];
     // SAFETY: the eight bytes are ours and live across the call; a descriptor that is not open gives an error.
     unsafe { libc::read(fd, counter.as_mut_ptr().cast(), counter.len()) == 8 }
 }
+
+#[cfg(test)]
+#[path = "host_test.rs"]
+mod tests;

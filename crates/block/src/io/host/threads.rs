@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use super::{Wake, drain_eventfd};
+use super::{Wake, drain_eventfd, take_signal};
 use crate::io::{Completion, Driver, IoSeg, Notify, Op};
 
 const THREADS: usize = 4;
@@ -141,14 +141,23 @@ impl Driver for Threads {
             let error = io::Error::last_os_error();
             return if error.raw_os_error() == Some(libc::EINTR) { Ok(()) } else { Err(error) };
         }
+        if fds[0].revents & (libc::POLLERR | libc::POLLNVAL) != 0 {
+            return Err(io::Error::other("the queue's own eventfd is broken or closed"));
+        }
         // Emptied before the results are taken, so that a result that comes later signals again.
         drain_eventfd(wake);
         done.append(&mut locked(&self.pool.done));
-        for (polled, &(fd, token)) in fds.iter().skip(1).zip(&self.watches) {
-            if polled.revents != 0 && drain_eventfd(fd) {
-                done.push(Completion { token, result: Ok(0), data: Vec::new() });
+        let mut polled = fds.iter().skip(1);
+        self.watches.retain(|&(fd, token)| {
+            let events = polled.next().map_or(0, |p| i32::from(p.revents));
+            let signalled = take_signal(fd, events);
+            // One that is broken is not polled again: it would be ready at once, for ever.
+            let keep = signalled.is_ok();
+            if let Some(result) = signalled.map(|signalled| signalled.then_some(0)).transpose() {
+                done.push(Completion { token, result, data: Vec::new() });
             }
-        }
+            keep
+        });
         Ok(())
     }
 

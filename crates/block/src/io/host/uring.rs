@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
-use super::{Wake, drain_eventfd};
+use super::{Wake, take_signal};
 use crate::io::{Completion, Driver, IoSeg, Notify, Op};
 
-/// Submission entries. The completion ring has twice as many; more operations than that wait in the backlog.
+/// Submission entries: as many are sent at once. The completion ring has twice as many; more operations than that wait in the backlog.
 const ENTRIES: u32 = 128;
 
 /// The most segments in one vectored operation (Linux's `UIO_MAXIOV`); the rest shows as a short one.
@@ -18,6 +19,13 @@ const MAX_SEGS: usize = 1024;
 
 /// User data of watched descriptors: this bit, and the index into `watches`.
 const WATCH: u64 = 1 << 63;
+
+/// How long, and how often in a row, the kernel may be out of memory for requests before the queue gives up.
+const REFUSAL_PAUSE: Duration = Duration::from_millis(1);
+const REFUSALS_MAX: u32 = 10_000;
+
+/// `IORING_ENTER_GETEVENTS`: completions that were deferred appear now.
+const GET_EVENTS: u32 = 1;
 
 struct InFlight {
     token: u64,
@@ -40,19 +48,29 @@ pub(super) struct Uring {
     in_flight: usize,
     capacity: usize,
     backlog: VecDeque<(u64, RawFd, Op)>,
+    /// Entries that the kernel has not taken yet, the oldest first.
+    unsent: VecDeque<squeue::Entry>,
+    /// How many of them, from the first on, lie in the submission ring.
+    in_ring: usize,
+    /// How often in a row the kernel took nothing and nothing completed.
+    refusals: u32,
     watches: Vec<Watch>,
     rearm: Vec<usize>,
+    /// Our own wake-up cannot be watched any more.
+    broken: Option<io::Error>,
     /// Operations that have no opcode worth having and are done at once.
     done_inline: Vec<Completion>,
 }
 
 impl Uring {
     pub(super) fn new() -> io::Result<Self> {
-        // The flags that let completions run on our own thread at our own time came with Linux 6.1.
+        // The flags that let completions run on our own thread at our own time (and tell that there are some, so that looking
+        // without sleeping finds them) came with Linux 6.1.
         let ring = IoUring::builder()
             .setup_single_issuer()
             .setup_coop_taskrun()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .setup_submit_all()
             .build(ENTRIES)
             .or_else(|_| IoUring::new(ENTRIES))?;
@@ -66,13 +84,17 @@ impl Uring {
             in_flight: 0,
             capacity,
             backlog: VecDeque::new(),
+            unsent: VecDeque::new(),
+            in_ring: 0,
+            refusals: 0,
             watches: Vec::new(),
             rearm: Vec::new(),
+            broken: None,
             done_inline: Vec::new(),
         };
         queue.add_watch(wake.0.as_raw_fd(), None);
         // A kernel that refuses the first wait refuses all: say so now, while there is a way out.
-        queue.ring.submit()?;
+        queue.send(false)?.map_or(Ok(()), Err)?;
         Ok(queue)
     }
 
@@ -88,25 +110,72 @@ impl Uring {
                 .multi(true)
                 .build()
                 .user_data(WATCH | index as u64);
-            self.push(&poll);
+            self.unsent.push_back(poll);
         }
     }
 
-    /// Puts an entry into the submission ring, making room if it is full.
-    fn push(&mut self, entry: &squeue::Entry) {
-        loop {
+    /// Moves entries into the submission ring as far as it has room.
+    fn fill_ring(&mut self) {
+        let mut ring = self.ring.submission();
+        while let Some(entry) = self.unsent.get(self.in_ring) {
             // SAFETY: what the entry points to (a segment list in `slots`, the memory that it names) stays valid until
-            // its completion is reaped: slots are emptied only there, and Drop waits for all of them.
-            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+            // its completion is reaped: slots are emptied only there, and Drop waits for all that the kernel has taken.
+            if unsafe { ring.push(entry) }.is_err() {
                 return;
             }
-            // EBUSY and EAGAIN pass once completions are reaped, which submitting does on its way.
-            if let Err(e) = self.ring.submit()
-                && !matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
-            {
-                tracing::error!("io_uring refuses submissions: {e}");
+            self.in_ring += 1;
+        }
+    }
+
+    /// Sends all entries; with `block`, also waits for a completion. Tells why, if the kernel has no room for all of them now.
+    fn send(&mut self, block: bool) -> io::Result<Option<io::Error>> {
+        loop {
+            self.fill_ring();
+            let all = self.in_ring == self.unsent.len();
+            // With deferred task work completions only appear inside this call, so it is made even when nothing is new.
+            let entered = self.ring.submit_and_wait(usize::from(block && all));
+            let taken = self.in_ring - self.ring.submission().len().min(self.in_ring);
+            self.unsent.drain(..taken);
+            self.in_ring -= taken;
+            if taken > 0 {
+                self.refusals = 0;
+            }
+            match entered {
+                Ok(_) if self.unsent.is_empty() => return Ok(None),
+                Ok(_) if taken > 0 => {}
+                Ok(_) => return Ok(Some(io::Error::from_raw_os_error(libc::EAGAIN))),
+                Err(e) if e.raw_os_error() == Some(libc::EINTR) => {}
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN)) => return Ok(Some(e)),
+                Err(e) => return Err(e),
             }
         }
+    }
+
+    /// Sends what is pending and takes what has completed.
+    fn round(&mut self, block: bool, done: &mut Vec<Completion>) -> io::Result<()> {
+        let before = done.len();
+        let refusal = self.send(block)?;
+        if refusal.is_some() {
+            // What completes makes room, but the call that was refused did not look.
+            // SAFETY: nothing is submitted, and no memory is passed.
+            unsafe { self.ring.submitter().enter::<libc::sigset_t>(0, 0, GET_EVENTS, None) }?;
+        }
+        self.reap(done);
+        match refusal {
+            Some(e) if done.len() == before && self.refusals >= REFUSALS_MAX => return Err(e),
+            Some(_) if done.len() == before => {
+                self.refusals += 1;
+                std::thread::sleep(REFUSAL_PAUSE);
+            }
+            _ => self.refusals = 0,
+        }
+        Ok(())
+    }
+
+    /// How many operations the kernel has taken and not completed.
+    fn taken(&self) -> usize {
+        let unsent = self.unsent.iter().filter(|entry| entry.get_user_data() & WATCH == 0).count();
+        self.in_flight - unsent
     }
 
     fn start(&mut self, token: u64, file: RawFd, op: Op) {
@@ -134,23 +203,28 @@ impl Uring {
         };
         self.slots[slot as usize] = Some(InFlight { token, data });
         self.in_flight += 1;
-        self.push(&entry.user_data(u64::from(slot)));
+        self.unsent.push_back(entry.user_data(u64::from(slot)));
     }
 
     fn reap(&mut self, done: &mut Vec<Completion>) {
-        // Borrowing the completion ring ends before `push` may be needed again.
-        let mut rearm = std::mem::take(&mut self.rearm);
         for cqe in self.ring.completion() {
             let user_data = cqe.user_data();
             if user_data & WATCH != 0 {
                 let index = (user_data & !WATCH) as usize;
                 let watch = &self.watches[index];
-                let signalled = drain_eventfd(watch.fd);
-                if let (true, Some(token)) = (signalled, watch.token) {
-                    done.push(Completion { token, result: Ok(0), data: Vec::new() });
+                let signalled = match cqe.result() {
+                    n if n < 0 => Err(io::Error::from_raw_os_error(-n)),
+                    events => take_signal(watch.fd, events),
+                };
+                // One that is broken is not armed again: it would complete at once, for ever.
+                if signalled.is_ok() && !cqueue::more(cqe.flags()) {
+                    self.rearm.push(index);
                 }
-                if !cqueue::more(cqe.flags()) {
-                    rearm.push(index);
+                match (signalled, watch.token) {
+                    (Ok(true), Some(token)) => done.push(Completion { token, result: Ok(0), data: Vec::new() }),
+                    (Err(e), Some(token)) => done.push(Completion { token, result: Err(e), data: Vec::new() }),
+                    (Err(e), None) => self.broken = Some(e),
+                    (Ok(_), _) => {}
                 }
                 continue;
             }
@@ -165,7 +239,6 @@ impl Uring {
             };
             done.push(Completion { token: op.token, result, data: op.data });
         }
-        self.rearm = rearm;
         self.arm_watches();
         while self.in_flight < self.capacity {
             let Some((token, file, op)) = self.backlog.pop_front() else { break };
@@ -215,18 +288,8 @@ impl Driver for Uring {
         let before = done.len();
         done.append(&mut self.done_inline);
         let block = block && done.len() == before;
-        loop {
-            // With deferred task work completions only appear inside this call, so it is made even when nothing is new.
-            match self.ring.submit_and_wait(usize::from(block)) {
-                Ok(_) => break,
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR)) => {}
-                // The completion ring is full: take what is there, and send the rest then.
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN)) => break,
-                Err(e) => return Err(e),
-            }
-        }
-        self.reap(done);
-        Ok(())
+        self.round(block, done)?;
+        self.broken.take().map_or(Ok(()), Err)
     }
 
     fn notifier(&self) -> Arc<dyn Notify> {
@@ -238,12 +301,19 @@ impl Drop for Uring {
     fn drop(&mut self) {
         let mut done = Vec::new();
         while self.in_flight > 0 || !self.backlog.is_empty() {
-            if let Err(e) = self.wait(true, &mut done) {
-                // Memory that the kernel may still write to must not be freed under it.
+            if let Err(e) = self.round(true, &mut done) {
                 tracing::error!("io_uring fails while requests are in flight: {e}");
-                std::process::abort();
+                if self.taken() > 0 {
+                    // Memory that the kernel may still write to must not be freed under it.
+                    std::process::abort();
+                }
+                return;
             }
             done.clear();
         }
     }
 }
+
+#[cfg(test)]
+#[path = "uring_test.rs"]
+mod tests;

@@ -1,0 +1,65 @@
+use std::fs::OpenOptions;
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::io::Buffer;
+use crate::testing::within_seconds;
+
+/// None on a host that refuses io_uring, where all other tests run on threads.
+fn ring() -> Option<Uring> {
+    Uring::new().inspect_err(|e| eprintln!("no io_uring on this host: {e}")).ok()
+}
+
+#[test]
+fn a_ring_that_takes_nothing_any_more_fails_and_lets_go() {
+    within_seconds(|| {
+        let Some(mut queue) = ring() else { return };
+        let null = OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
+        // SAFETY: both are open. The ring's number now stands for a file that takes no submissions.
+        assert!(unsafe { libc::dup2(null.as_raw_fd(), queue.ring.as_raw_fd()) } >= 0);
+        let buffer = Buffer::zeroed(512);
+        // More than fit the submission ring, more even than may be in flight.
+        for token in 0..1000 {
+            queue.submit(token, null.as_raw_fd(), Op::Read { offset: 0, data: vec![buffer.seg(0, 512)] });
+        }
+        let mut done = Vec::new();
+        queue.wait(true, &mut done).unwrap_err();
+        assert!(done.is_empty());
+        assert_eq!(queue.taken(), 0);
+        drop(queue);
+    });
+}
+
+#[test]
+fn more_than_fits_the_ring_is_carried_out() {
+    let Some(mut queue) = ring() else { return };
+    let zero = OpenOptions::new().read(true).open("/dev/zero").unwrap();
+    let buffers: Vec<_> = (0..1000).map(|_| Buffer::from_bytes(&[7; 512])).collect();
+    for (token, buffer) in buffers.iter().enumerate() {
+        queue.submit(token as u64, zero.as_raw_fd(), Op::Read { offset: 0, data: vec![buffer.seg(0, 512)] });
+    }
+    let mut done = Vec::new();
+    while done.len() < buffers.len() {
+        queue.wait(true, &mut done).unwrap();
+    }
+    let mut tokens: Vec<_> = done.iter().map(|completion| completion.token).collect();
+    tokens.sort_unstable();
+    assert!(tokens.into_iter().eq(0..1000));
+    assert!(buffers.iter().all(|buffer| buffer[..] == [0; 512]));
+    assert_eq!((queue.taken(), queue.in_flight), (0, 0));
+}
+
+#[test]
+fn looking_without_sleeping_finds_what_was_signalled() {
+    let Some(mut queue) = ring() else { return };
+    let kick = Wake::new().unwrap();
+    queue.watch(kick.0.as_raw_fd(), 5).unwrap();
+    let mut done = Vec::new();
+    queue.wait(false, &mut done).unwrap();
+    kick.notify();
+    let end = Instant::now() + Duration::from_secs(10);
+    while done.is_empty() && Instant::now() < end {
+        queue.wait(false, &mut done).unwrap();
+    }
+    assert!(matches!(done[..], [Completion { token: 5, result: Ok(_), .. }]), "{done:?}");
+}
