@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use cowhand_qcow2::CreateParams;
+use cowhand_qcow2::{ClusterBits, CreateParams};
 
 use super::*;
 use crate::io::host::{Engine, Host};
@@ -12,11 +12,15 @@ use crate::testing::{Stuck, within_seconds};
 const IMAGE: &str = "/disk.qcow2";
 
 fn disk_in(world: &World) -> Arc<Disk> {
+    disk_like(world, CreateParams::new(1 << 20))
+}
+
+fn disk_like(world: &World, params: CreateParams) -> Arc<Disk> {
     let file = world.create(Path::new(IMAGE)).unwrap();
     let queue = Queue::new(world.driver().unwrap());
     let task = {
         let queue = queue.clone();
-        async move { create::create(&queue, &file, Path::new(IMAGE), &CreateParams::new(1 << 20), false).await }
+        async move { create::create(&queue, &file, Path::new(IMAGE), &params, false).await }
     };
     block_on(&queue, task).unwrap();
     let policy = OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: Vec::new(), temp_dir: PathBuf::from("/") };
@@ -134,6 +138,56 @@ fn a_disk_that_is_refused_keeps_its_autoclear_bits_edge_03() {
     let error = Disk::open(&spec, &policy).err().unwrap().to_string();
     assert!(error.contains("not a multiple of block-size=4096"), "{error}");
     assert_eq!(world.content(path).unwrap(), image);
+}
+
+/// The order in which a request for much, which needs no I/O, and a read that comes after it are answered.
+fn answers(mut queue: DiskQueue, much: Request) -> Vec<u64> {
+    let mut events = Vec::new();
+    queue.submit(1, much);
+    queue.wait(Wait::Poll, &mut events).unwrap();
+    let buffer = Buffer::zeroed(512);
+    queue.submit(2, Request::Read { offset: 0, data: vec![buffer.seg(0, 512)] });
+    while queue.in_flight() > 0 {
+        queue.wait(Wait::Block, &mut events).unwrap();
+    }
+    let tag = |event| match event {
+        Event::Done { tag, result: Ok(()), .. } => tag,
+        other => panic!("{other:?}"),
+    };
+    events.into_iter().map(tag).collect()
+}
+
+#[test]
+fn a_large_discard_in_small_clusters_lets_others_go_first() {
+    let world = World::orderly();
+    let params = CreateParams { cluster_bits: ClusterBits::new(9).unwrap(), ..CreateParams::new(DISCARD_MAX) };
+    let disk = disk_like(&world, params);
+    assert_eq!(answers(disk.queue().unwrap(), Request::Discard { offset: 0, len: DISCARD_MAX }), [2, 1]);
+}
+
+#[test]
+fn giving_many_clusters_back_lets_others_go_first() {
+    let world = World::orderly();
+    let params = CreateParams { cluster_bits: ClusterBits::new(9).unwrap(), ..CreateParams::new(8 << 20) };
+    let disk = disk_like(&world, params);
+    let mut queue = disk.queue().unwrap();
+    let buffer = Buffer::from_bytes(&vec![7; 8 << 20]);
+    let ask = |queue: &mut DiskQueue, request| {
+        queue.submit(0, request);
+        queue.wait(Wait::Block, &mut Vec::new()).unwrap();
+    };
+    ask(&mut queue, Request::Write { offset: 0, data: vec![buffer.seg(0, buffer.len())] });
+    // The commit that drops the mapping, when nothing is in flight that could still use what it named, frees 16384 clusters.
+    ask(&mut queue, Request::Discard { offset: 0, len: 8 << 20 });
+    world.start_trace();
+    let mut quiet = 0;
+    queue.submit(0, Request::Flush);
+    while queue.in_flight() > 0 {
+        let before = world.trace().len();
+        queue.wait(Wait::Poll, &mut Vec::new()).unwrap();
+        quiet += usize::from(world.trace().len() == before);
+    }
+    assert!(quiet >= 4, "{quiet} pauses in {} operations", world.trace().len());
 }
 
 #[test]

@@ -10,7 +10,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::RawFd;
 use std::pin::Pin;
@@ -115,6 +115,8 @@ pub(crate) struct Queue {
     free_tasks: RefCell<Vec<usize>>,
     live_tasks: Cell<usize>,
     ready: RefCell<VecDeque<(usize, u64)>>,
+    /// Tasks that let others go first: they are ready again at the next turn.
+    giving_way: RefCell<Vec<Waker>>,
     completions: RefCell<Vec<Completion>>,
     remote: Arc<Remote>,
 }
@@ -152,6 +154,7 @@ impl Queue {
             free_tasks: RefCell::default(),
             live_tasks: Cell::new(0),
             ready: RefCell::default(),
+            giving_way: RefCell::default(),
             completions: RefCell::default(),
             remote,
         })
@@ -285,9 +288,10 @@ impl Queue {
     /// # Errors
     /// When the driver, or a watched descriptor, has failed: the queue is of no use then.
     pub(crate) fn turn(&self, block: bool, out: &mut Vec<Outcome>) -> io::Result<()> {
+        self.giving_way.take().into_iter().for_each(Waker::wake);
         let ended = self.run_ready();
         let mut completions = self.completions.take();
-        let may_sleep = block && !ended && self.prepare_sleep();
+        let may_sleep = block && !ended && self.giving_way.borrow().is_empty() && self.prepare_sleep();
         let waited = match self.driver.borrow_mut().as_mut() {
             Some(driver) => driver.wait(may_sleep, &mut completions),
             None => Err(shut()),
@@ -302,6 +306,20 @@ impl Queue {
         outcome?;
         self.run_ready();
         Ok(())
+    }
+
+    /// Lets everything else on this thread go on, including the caller of [`turn`](Self::turn), before the task goes on itself: for
+    /// tasks that have much to do between two operations.
+    pub(crate) async fn give_way(&self) {
+        let mut gave_way = false;
+        poll_fn(|cx| {
+            if std::mem::replace(&mut gave_way, true) {
+                return Poll::Ready(());
+            }
+            self.giving_way.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Says that this thread is about to sleep; false if something came in between.

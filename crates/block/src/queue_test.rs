@@ -104,3 +104,24 @@ fn a_direct_write_that_stays_inside_a_block_fails() {
     assert_eq!(result.unwrap_err().kind(), io::ErrorKind::WriteZero);
     assert_eq!(places, [(512, 3584)]);
 }
+
+#[test]
+fn a_task_that_gives_way_goes_on_at_the_next_turn() {
+    let queue = Queue::new(World::orderly().driver().unwrap());
+    let steps = Rc::new(Cell::new(0));
+    queue.spawn({
+        let (queue, steps) = (queue.clone(), steps.clone());
+        async move {
+            for step in 1..=3 {
+                steps.set(step);
+                queue.give_way().await;
+            }
+        }
+    });
+    for turn in 1..=4 {
+        // It may not sleep, though nothing else would ever wake it.
+        queue.turn(true, &mut Vec::new()).unwrap();
+        assert_eq!(steps.get(), turn.min(3));
+        assert_eq!(queue.live_tasks(), usize::from(turn < 4));
+    }
+}

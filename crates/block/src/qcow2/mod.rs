@@ -48,6 +48,9 @@ use crate::io::File;
 use crate::node::Node;
 use crate::sync::{Arc, AsyncMutex, AtomicU64, Mutex, Ordering, RangeLocks};
 
+/// After about so many clusters that needed no I/O a task lets the others on its thread go on, and others at the metadata lock.
+const CLUSTERS_AT_ONCE: u64 = 4096;
+
 /// What the metadata lock guards.
 struct Meta {
     /// Counts changes: what was dirty at one moment is told from what became so later.

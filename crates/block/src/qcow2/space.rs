@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use cowhand_qcow2::HostOffset;
 
-use super::Image;
 use super::refcounts::{Extent, Need};
+use super::{CLUSTERS_AT_ONCE, Image};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Barrier;
 use crate::queue::Queue;
@@ -134,11 +134,15 @@ impl Image {
             let ready: Vec<(u64, Vec<Range<u64>>)> = ready;
             ready
         };
-        let mut free = Vec::new();
+        let (mut free, mut taken) = (Vec::new(), 0u64);
         for range in ready.into_iter().flat_map(|(_, ranges)| ranges) {
             for cluster in range {
                 if self.take_reference(queue, cluster).await? {
                     free.push(cluster);
+                }
+                taken += 1;
+                if taken % CLUSTERS_AT_ONCE == 0 {
+                    queue.give_way().await;
                 }
             }
         }
@@ -151,10 +155,19 @@ impl Image {
                 // Space that is not given back is no loss of data; the clusters can be used again all the same.
                 tracing::debug!("{}: cannot punch {offset:#x}+{len:#x}: {e}", self.path.display());
             }
-            let mut meta = self.meta.lock();
-            clusters.iter().for_each(|&cluster| meta.refcounts.release(cluster));
+            for part in clusters.chunks(CLUSTERS_AT_ONCE as usize) {
+                self.release(part);
+                if part.len() < clusters.len() {
+                    queue.give_way().await;
+                }
+            }
         }
         Ok(())
+    }
+
+    fn release(&self, clusters: &[u64]) {
+        let mut meta = self.meta.lock();
+        clusters.iter().for_each(|&cluster| meta.refcounts.release(cluster));
     }
 
     async fn take_reference(&self, queue: &Rc<Queue>, cluster: u64) -> Result<bool> {

@@ -4,9 +4,9 @@ use std::rc::Rc;
 
 use cowhand_qcow2::{GuestOffset, HostOffset, Subcluster};
 
-use super::Image;
 use super::entry::{Below, Stored};
 use super::mapping::Kind;
+use super::{CLUSTERS_AT_ONCE, Image};
 use crate::error::Result;
 use crate::io::{segs_len, zero_segs};
 use crate::queue::Queue;
@@ -118,12 +118,17 @@ impl Image {
 
     async fn change_clusters(&self, queue: &Rc<Queue>, start: u64, end: u64, fate: Fate) -> Result<()> {
         let coverage = self.geometry.l2_coverage();
-        let mut at = start;
+        let pause = CLUSTERS_AT_ONCE << self.geometry.cluster_bits.bits();
+        let (mut at, mut since) = (start, start);
         while at < end {
             // One L2 table at a time.
             let stop = end.min((at / coverage + 1) * coverage);
             self.change_in_table(queue, at, stop, fate).await?;
             at = stop;
+            if at - since >= pause {
+                since = at;
+                queue.give_way().await;
+            }
         }
         Ok(())
     }
