@@ -1,7 +1,7 @@
 //! The engine held against QEMU: images that QEMU made are read, images that the engine wrote are judged by `qemu-img check` and
 //! read back by `qemu-img convert`, a process that writes is killed over and over, and both sides' locks meet.
 //!
-//! [`qemu`] runs the tools, [`image`] makes images of every sort with them, [`guest`] plays a guest on several queues and
+//! [`qemu`] runs the tools, [`image`] makes images of every sort with them, [`matrix`] lists the sorts, [`guest`] plays a guest on several queues and
 //! [`model`] says what each sector may hold. Without `qemu-img` and `qemu-io` the tests fail: nothing is skipped.
 //!
 //! A test that stands for one of the format's sharp edges carries the edge's number. A random test prints its seed;
@@ -13,6 +13,7 @@ mod guest;
 mod image;
 mod kill_test;
 mod lock_test;
+mod matrix;
 mod model;
 mod qemu;
 mod read_test;
@@ -21,17 +22,9 @@ mod write_test;
 
 use crate::io::sim::Rng;
 
-/// The dice of one test: from the environment, or new each time; printed either way.
+/// The dice of one test.
 fn dice(test: &str) -> Rng {
-    let seed = match std::env::var("COWHAND_ORACLE_SEED") {
-        Ok(seed) => seed.parse().expect("COWHAND_ORACLE_SEED is a number"),
-        Err(_) => {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-            now.as_nanos() as u64
-        }
-    };
-    println!("{test}: COWHAND_ORACLE_SEED={seed}");
-    Rng::new(seed)
+    Rng::from_environment("COWHAND_ORACLE_SEED", test)
 }
 
 /// A directory on a file system that knows direct I/O: the usual one, or else the build's.

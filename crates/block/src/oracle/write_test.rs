@@ -10,7 +10,7 @@ use super::guest::{Guest, ask, no_journal, policy, read_all};
 use super::image::{Base, Made, SNAPSHOT, Shape, make};
 use super::model::Model;
 use super::read_test::assert_same;
-use super::{dice, qemu};
+use super::{dice, matrix, qemu};
 use crate::disk::{Disk, block_on};
 use crate::io::Buffer;
 use crate::io::host::Engine;
@@ -60,31 +60,12 @@ fn assert_written_well(made: &Made, shape: &Shape, spec: &DiskSpec, engine: Engi
 }
 
 fn all(name: &str, shapes: &[Shape]) {
-    let mut rng = dice(name);
-    for (shape, number) in shapes.iter().zip(0..) {
-        let dir = tempfile::tempdir().unwrap();
-        let made = make(dir.path(), shape, &mut rng);
-        let mut spec = DiskSpec::new(&made.path, Format::Qcow2);
-        spec.metadata_cache = rng.one_in(2).then_some(1);
-        let engine = if number % 2 == 0 { Engine::Auto } else { Engine::Threads };
-        println!("{shape:?} {engine:?} cache {:?}", spec.metadata_cache);
-        assert_written_well(&made, shape, &spec, engine, &mut rng);
-    }
+    matrix::each(name, shapes, assert_written_well);
 }
 
 #[test]
 fn edge_01_and_21_version_2_images_are_written_well() {
-    let shape = |cluster, base| Shape { version: 2, base, ..Shape::new(cluster) };
-    all(
-        "version 2",
-        &[
-            shape(512, Base::None),
-            shape(4096, Base::Raw(100)),
-            shape(65536, Base::Qcow2(60)),
-            shape(512, Base::Qcow2(110)),
-            Shape { compressed: true, ..shape(65536, Base::None) },
-        ],
-    );
+    all("version 2", &matrix::version_2());
 }
 
 #[test]
@@ -106,29 +87,19 @@ fn edge_21_zeros_over_a_backing_file_in_version_2_lie_inside_the_file() {
 
 #[test]
 fn edge_28_images_of_every_refcount_width_are_written_well() {
-    let shapes = [1, 2, 4, 8, 16, 32, 64].map(|bits| Shape { refcount_bits: bits, ..Shape::new(4096) });
-    all("refcount widths", &shapes);
+    all("refcount widths", &matrix::refcount_widths());
     let small = [1, 64].map(|bits| Shape { refcount_bits: bits, ..Shape::new(512) });
     all("refcount widths, small clusters", &small);
 }
 
 #[test]
 fn images_of_every_cluster_size_are_written_well() {
-    let sizes = [512, 1024, 2048, 8192, 16384, 65536, 262_144, 2 << 20];
-    all("cluster sizes", &sizes.map(Shape::new));
+    all("cluster sizes", &matrix::cluster_sizes());
 }
 
 #[test]
 fn edge_20_overlays_on_shorter_and_longer_files_are_written_well() {
-    let shapes = [
-        (512, Base::Raw(55)),
-        (65536, Base::Raw(130)),
-        (4096, Base::Qcow2(35)),
-        (65536, Base::Qcow2(150)),
-        (2 << 20, Base::Raw(70)),
-        (16384, Base::Chain(3)),
-    ];
-    all("overlays", &shapes.map(|(cluster, base)| Shape { base, ..Shape::new(cluster) }));
+    all("backing files", &matrix::backing_files());
 }
 
 #[test]
@@ -155,42 +126,18 @@ fn edge_19_extended_l2_images_are_written_well() {
 
 #[test]
 fn edge_17_preallocated_clusters_are_used_again() {
-    let options: [&[&str]; 3] = [&["preallocation=metadata"], &["preallocation=falloc"], &["preallocation=full"]];
-    all("preallocation", &options.map(|options| Shape { options, ..Shape::new(65536) }));
-    all("preallocation, small", &[Shape { options: &["preallocation=metadata"], empty: true, ..Shape::new(512) }]);
+    all("preallocation", &matrix::preallocated());
 }
 
 #[test]
 fn edge_25_compressed_clusters_are_replaced_without_harm_to_their_neighbours() {
-    let shape = |cluster, base| Shape { compressed: true, base, ..Shape::new(cluster) };
-    let zstd = |shape| Shape { options: &["compression_type=zstd"], ..shape };
-    all(
-        "compressed",
-        &[
-            shape(512, Base::None),
-            shape(4096, Base::Raw(90)),
-            shape(65536, Base::None),
-            zstd(shape(65536, Base::Chain(2))),
-            zstd(shape(4096, Base::None)),
-            Shape { refcount_bits: 1, ..shape(65536, Base::None) },
-        ],
-    );
+    all("zlib", &matrix::zlib());
+    all("zstd", &matrix::zstd());
 }
 
 #[test]
 fn edge_38_internal_snapshots_keep_their_content_while_the_disk_is_written() {
-    let shape = |cluster, base| Shape { snapshot: true, base, ..Shape::new(cluster) };
-    all(
-        "snapshots",
-        &[
-            shape(512, Base::None),
-            shape(4096, Base::None),
-            shape(65536, Base::Qcow2(90)),
-            Shape { compressed: true, ..shape(65536, Base::None) },
-            Shape { refcount_bits: 2, ..shape(4096, Base::None) },
-            Shape { version: 2, ..shape(16384, Base::None) },
-        ],
-    );
+    all("snapshots", &matrix::snapshots());
 }
 
 #[test]

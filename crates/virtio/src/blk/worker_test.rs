@@ -1,10 +1,12 @@
 use std::sync::atomic::Ordering::SeqCst;
 
+use cowhand_block::io::sim::Rng;
+
 use super::super::fake::{Backend, FakeDisk};
 use super::super::{Block, BlockOptions, DiskBackend};
 use super::*;
 use crate::device::{Activation, VirtioDevice};
-use crate::testing::{Driver, HIGH, HOLE, INDIRECT, Interrupts, NEXT, Random, WRITE, wait_until};
+use crate::testing::{Driver, HIGH, HOLE, INDIRECT, Interrupts, NEXT, WRITE, wait_until};
 
 const HEADER: u64 = 0x8000;
 const DATA: u64 = 0x1_0000;
@@ -630,27 +632,27 @@ fn engine_disk_keeps_what_was_written_and_flushed() {
 
 #[test]
 fn rubbish_in_rings_and_descriptors_never_stops_the_worker() {
-    let mut random = Random::new("rubbish_in_rings");
+    let mut random = Rng::from_environment("SEED", "rubbish_in_rings");
     for round in 0..60 {
         let mut world = World::with(disk(), VERSION_1 | FLUSH, round % 2 == 0);
         for _ in 0..40 {
             let index = random.below(16) as u16;
             let addr = match random.below(6) {
-                0 => random.next(),
+                0 => random.next_u64(),
                 1 => HOLE - random.below(600),
                 2 => HIGH + random.below(1 << 20),
                 3 => 0x1000 + random.below(0x5000),
                 _ => HEADER + random.below(0x9000),
             };
             let len = match random.below(4) {
-                0 => random.next() as u32,
+                0 => random.next_u64() as u32,
                 1 => 16 * random.below(20) as u32,
                 _ => random.below(2000) as u32,
             };
             world.driver.raw(index, addr, len, random.below(8) as u16, random.below(18) as u16);
-            world.header([0, 1, 4, 8, 11, 13, random.next() as u32][random.below(7) as usize], random.below(3000));
+            world.header([0, 1, 4, 8, 11, 13, random.next_u64() as u32][random.below(7) as usize], random.below(3000));
             match random.below(40) {
-                0 => world.driver.set_avail(random.next() as u16),
+                0 => world.driver.set_avail(random.next_u64() as u16),
                 _ => world.driver.offer(random.below(17) as u16),
             }
             world.driver.kick();

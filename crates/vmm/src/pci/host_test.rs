@@ -1,10 +1,11 @@
 use std::sync::atomic::Ordering::SeqCst;
 
+use cowhand_block::io::sim::Rng as Dice;
 use cowhand_virtio::rng::Rng;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::*;
-use crate::pci::testing::{DEVICE, ECAM, FakeDevice, MEM32, MEM64, PORT, Random, Seen, World, memory};
+use crate::pci::testing::{DEVICE, ECAM, FakeDevice, MEM32, MEM64, PORT, Seen, World, memory};
 
 #[test]
 fn host_over_another_device_is_refused_and_leaves_the_buses_as_they_were() {
@@ -100,18 +101,18 @@ fn rubbish_from_several_vcpus_does_no_harm() {
     }
     world.host.add_virtio(Box::new(Rng::new())).unwrap();
     let empty = world.host.add_port().unwrap();
-    let mut random = Random::new("rubbish_from_several_vcpus");
+    let mut random = Dice::from_environment("SEED", "rubbish_from_several_vcpus");
     let mut activations = 0;
     // How far rubbish gets hangs on how the threads interleave, and it soon moves or closes the windows that it needs: rounds, each from
     // a reset, until it got far enough to mean something.
     for _ in 0..50 {
         world.host.reset();
         world.decode();
-        let seeds: Vec<u64> = (0..4).map(|_| random.next()).collect();
+        let seeds: Vec<u64> = (0..4).map(|_| random.next_u64()).collect();
         std::thread::scope(|scope| {
             for seed in seeds {
                 let world = &world;
-                scope.spawn(move || rubbish(world, &mut Random::from_seed(seed), 20_000));
+                scope.spawn(move || rubbish(world, &mut Dice::new(seed), 20_000));
             }
             for _ in 0..50 {
                 let _ = world.host.hot_add(empty, Box::new(Rng::new()));
@@ -136,10 +137,10 @@ fn rubbish_from_several_vcpus_does_no_harm() {
 }
 
 /// Reads and writes of any width where something is likely to be.
-fn rubbish(world: &World, random: &mut Random, count: usize) {
+fn rubbish(world: &World, random: &mut Dice, count: usize) {
     for _ in 0..count {
         let width = [1, 2, 4, 8][random.below(4) as usize];
-        let mut data = random.next().to_le_bytes();
+        let mut data = random.next_u64().to_le_bytes();
         match random.below(8) {
             // Values that mean something get further than noise.
             0 => data = [0; 8],

@@ -283,33 +283,3 @@ impl World {
 
 pub const PORT: (u64, u64, u64) = (0, 1, 0);
 pub const DEVICE: (u64, u64, u64) = (1, 0, 0);
-
-/// Pseudo-random numbers (xorshift64*) that replay from a seed.
-pub struct Random(u64);
-
-impl Random {
-    /// A seed from the system, printed (`SEED=n` in the environment replays a run).
-    pub fn new(test: &str) -> Self {
-        let given = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
-        let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        let seed: u64 = given.unwrap_or(clock.as_nanos() as u64 | 1);
-        eprintln!("{test}: SEED={seed}");
-        Self(seed | 1)
-    }
-
-    /// The numbers that follow from `seed`.
-    pub fn from_seed(seed: u64) -> Self {
-        Self(seed | 1)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-}

@@ -11,6 +11,23 @@ impl Rng {
         Self(seed)
     }
 
+    /// A generator for the test `test`: from the seed in this environment variable, or a new one each time; printed either way.
+    ///
+    /// # Panics
+    /// When the variable is not a number.
+    #[cfg(any(test, feature = "testing"))]
+    #[must_use]
+    #[allow(clippy::expect_used, reason = "for tests alone, which end by it")]
+    pub fn from_environment(variable: &str, test: &str) -> Self {
+        let seed = match std::env::var(variable) {
+            Ok(seed) => seed.parse().expect("the seed is a number"),
+            // Each has keys of its own, from the system's entropy.
+            Err(_) => std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), test),
+        };
+        eprintln!("{test}: {variable}={seed}");
+        Self::new(seed)
+    }
+
     /// The next 64 bits.
     pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
