@@ -42,7 +42,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "STRING", default_value = "console=ttyS0")]
     cmdline: String,
     /// A disk: path=P,format=qcow2|raw[,id=vda][,readonly=on][,ephemeral=on][,queues=N][,cache=writeback|none|unsafe]
-    /// [,discard=unmap|ignore][,detect-zeroes=off|on|unmap][,backing-format=F][,serial=S][,metadata-cache=SIZE]
+    /// [,discard=unmap|ignore][,detect-zeroes=off|on|unmap][,backing-format=F][,secret=file:P|fd:N][,serial=S][,metadata-cache=SIZE]
     /// [,block-size=512][,lock=on|off]; a comma inside a value is written twice
     #[arg(long, value_name = "DISK", value_parser = DiskSpec::parse)]
     disk: Vec<DiskSpec>,

@@ -11,10 +11,12 @@ use cowhand_qcow2::{CreateParams, Header};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{File, LockError, LockMasks, OpenMode, Storage};
 use crate::node::Node;
+use crate::qcow2::data::DataFile;
 use crate::qcow2::open::{ImageOptions, METADATA_CACHE, Opening};
 use crate::qcow2::{Image, create};
 use crate::queue::Queue;
 use crate::raw::RawImage;
+use crate::secret::Secret;
 use crate::spec::{Cache, DiskSpec, Format};
 use crate::sync::Arc;
 
@@ -78,6 +80,13 @@ pub(crate) async fn open(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy
     }
     let mut node: Option<Arc<Node>> = None;
     let cache_below = metadata_cache_below(spec, layers.len());
+    let secret = match &spec.secret {
+        None => None,
+        Some(source) => Some(policy.storage.secret(source).map_err(|e| {
+            let message = format!("cannot read the secret from {source}");
+            Error::io(message, e).at_path(&spec.path)
+        })?),
+    };
     while let Some(layer) = layers.pop() {
         let is_top = layers.is_empty() && !spec.ephemeral;
         let options = ImageOptions {
@@ -86,7 +95,7 @@ pub(crate) async fn open(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy
             metadata_cache: if is_top { spec.metadata_cache } else { Some(cache_below) },
             resolve: is_top,
         };
-        node = Some(Arc::new(connect(queue, layer, node.take(), options).await?));
+        node = Some(Arc::new(connect(queue, (layer, node.take()), secret.as_ref(), options, (spec, policy)).await?));
     }
     let node = node.ok_or_else(|| Error::new(ErrorKind::Invalid, "a disk without layers"))?;
     if spec.ephemeral { overlay(queue, node, spec, policy).await } else { Ok(node) }
@@ -99,11 +108,46 @@ fn metadata_cache_below(spec: &DiskSpec, layers: usize) -> u64 {
     (all / 4 / layers as u64).max(1 << 20)
 }
 
-async fn connect(queue: &Rc<Queue>, layer: Layer, backing: Option<Arc<Node>>, options: ImageOptions) -> Result<Node> {
+async fn connect(
+    queue: &Rc<Queue>,
+    (layer, backing): (Layer, Option<Arc<Node>>),
+    secret: Option<&Secret>,
+    options: ImageOptions,
+    (spec, policy): (&DiskSpec, &OpenPolicy),
+) -> Result<Node> {
+    let external = data_file(&layer, options.writable, spec, policy)?;
     match layer.image {
         Unconnected::Raw => Ok(Node::Raw(RawImage::new(layer.file, &layer.path, options.writable, options.no_flush)?)),
-        Unconnected::Qcow2(opening) => Ok(Node::Qcow2(Box::new(opening.finish(queue, backing, options).await?))),
+        Unconnected::Qcow2(opening) => {
+            let image = opening.finish(queue, (backing, external), secret, options).await?;
+            Ok(Node::Qcow2(Box::new(image)))
+        }
     }
+}
+
+/// Opens a layer's external data file, if it has one.
+fn data_file(layer: &Layer, write: bool, spec: &DiskSpec, policy: &OpenPolicy) -> Result<Option<DataFile>> {
+    let Unconnected::Qcow2(opening) = &layer.image else { return Ok(None) };
+    let header = opening.parsed();
+    if !header.has_data_file() {
+        return Ok(None);
+    }
+    let Some(name) = header.external_data_file_name() else {
+        let message = "its data lies in another file, whose name is not recorded; record it with 'qemu-img amend'";
+        return Err(Error::new(ErrorKind::Refused, message).at_path(&layer.path));
+    };
+    let path = referenced_path("data file", name, layer, policy)?;
+    let in_words = |e: Error| {
+        let message = format!("cannot open the data file of {}: {e}", layer.path.display());
+        Error::new(e.kind(), message)
+    };
+    let file = open_unlocked(policy, &path, write, spec).map_err(in_words)?;
+    if file.traits().identity == layer.file.traits().identity {
+        let message = "names itself as its data file";
+        return Err(Error::new(ErrorKind::Corrupt, message).at_path(&layer.path));
+    }
+    lock(&file, &path, write, spec).map_err(in_words)?;
+    Ok(Some(DataFile { file, path, raw: header.is_data_file_raw() }))
 }
 
 /// A throw-away overlay over `node`, whose header names nothing.
@@ -116,7 +160,7 @@ async fn overlay(queue: &Rc<Queue>, node: Arc<Node>, spec: &DiskSpec, policy: &O
     let metadata_cache = spec.metadata_cache;
     let options = ImageOptions { writable: true, no_flush: true, metadata_cache, resolve: true };
     let opening = Opening::header(queue, file, &path).await?;
-    let image: Image = opening.finish(queue, Some(node), options).await?;
+    let image: Image = opening.finish(queue, (Some(node), None), None, options).await?;
     Ok(Arc::new(Node::Qcow2(Box::new(image))))
 }
 
@@ -136,7 +180,7 @@ async fn below(queue: &Rc<Queue>, layers: &[Layer], spec: &DiskSpec, policy: &Op
             return Err(Error::new(ErrorKind::Refused, message).at_path(&last.path));
         }
     };
-    let path = backing_path(name, last, policy)?;
+    let path = referenced_path("backing file", name, last, policy)?;
     if layers.len() >= DEPTH_MAX {
         let message = format!("the backing chain is more than {DEPTH_MAX} images deep");
         return Err(Error::new(ErrorKind::Refused, message).at_path(&last.path));
@@ -164,8 +208,8 @@ fn backing_format(name: &str, layer: &Layer) -> Result<Format> {
     })
 }
 
-/// Where a header's backing name leads: relative to the directory of the image's path as given, and only where it is allowed.
-fn backing_path(name: &[u8], layer: &Layer, policy: &OpenPolicy) -> Result<PathBuf> {
+/// Where the name of another file in a header leads: relative to the directory of the image's path as given, and only where it is allowed.
+fn referenced_path(what: &str, name: &[u8], layer: &Layer, policy: &OpenPolicy) -> Result<PathBuf> {
     use std::os::unix::ffi::OsStrExt;
     let refuse = |message: String| Error::new(ErrorKind::Refused, message).at_path(&layer.path);
     let shown = String::from_utf8_lossy(name).into_owned();
@@ -173,16 +217,14 @@ fn backing_path(name: &[u8], layer: &Layer, policy: &OpenPolicy) -> Result<PathB
         Some(rest) => rest,
         // As in QEMU, a colon before any slash makes it a protocol's name.
         None if name.split(|&b| b == b'/').next().is_some_and(|first| first.contains(&b':')) => {
-            return Err(refuse(format!(
-                "its backing file '{shown}' is not a plain file, which is all that cowhand opens"
-            )));
+            return Err(refuse(format!("its {what} '{shown}' is not a plain file, which is all that cowhand opens")));
         }
         None => name,
     };
     let dir = layer.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let path = dir.join(std::ffi::OsStr::from_bytes(plain));
     let canonical = policy.storage.canonical(&path).map_err(|e| {
-        Error::io(format!("cannot open its backing file '{shown}' ({})", path.display()), e).at_path(&layer.path)
+        Error::io(format!("cannot open its {what} '{shown}' ({})", path.display()), e).at_path(&layer.path)
     })?;
     let allowed = if policy.allow_dirs.is_empty() { vec![dir.to_path_buf()] } else { policy.allow_dirs.clone() };
     let inside = |dir: &PathBuf| policy.storage.canonical(dir).is_ok_and(|dir| canonical.starts_with(dir));
@@ -190,7 +232,7 @@ fn backing_path(name: &[u8], layer: &Layer, policy: &OpenPolicy) -> Result<PathB
         return Ok(path);
     }
     let message = format!(
-        "its backing file {} lies outside the allowed directories; allow it with --allow-dir {}",
+        "its {what} {} lies outside the allowed directories; allow it with --allow-dir {}",
         canonical.display(),
         canonical.parent().unwrap_or(Path::new("/")).display()
     );

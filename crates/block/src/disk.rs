@@ -96,7 +96,7 @@ impl Disk {
         let block_size = self.spec.block_size;
         Limits {
             block_size,
-            physical_block_size: block_size.max(self.node.file().traits().align).max(4096),
+            physical_block_size: block_size.max(self.node.data_file().traits().align).max(4096),
             discard_granularity: self.node.granularity().max(block_size),
             max_discard: DISCARD_MAX,
         }
@@ -146,7 +146,10 @@ impl Disk {
         let result = block_on(&queue, task);
         self.closed.store(true, Ordering::SeqCst);
         let layers = std::iter::successors(Some(&self.node), |node| node.backing());
-        layers.for_each(|node| node.file().unlock());
+        for node in layers {
+            node.file().unlock();
+            node.data_file().unlock();
+        }
         result
     }
 

@@ -16,6 +16,7 @@ mod qcow2;
 mod queue;
 mod raw;
 pub mod request;
+pub mod secret;
 pub mod spec;
 #[cfg(test)]
 mod stress_test;

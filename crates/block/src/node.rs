@@ -48,6 +48,14 @@ impl Node {
         }
     }
 
+    /// The file that holds guest data.
+    pub(crate) fn data_file(&self) -> &File {
+        match self {
+            Self::Raw(raw) => &raw.file,
+            Self::Qcow2(image) => image.data_file(),
+        }
+    }
+
     pub(crate) fn backing(&self) -> Option<&Arc<Node>> {
         match self {
             Self::Raw(_) => None,

@@ -6,6 +6,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::secret::SecretSource;
+
 /// An image format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
@@ -98,6 +100,8 @@ pub struct DiskSpec {
     pub block_size: u32,
     /// Whether the image is locked against other programs.
     pub lock: bool,
+    /// What opens encrypted images; the same for all of a chain.
+    pub secret: Option<SecretSource>,
     /// Serve a file as raw though it begins like a qcow2 image.
     pub force_raw: bool,
 }
@@ -136,7 +140,7 @@ pub enum SpecError {
 }
 
 const KEYS: &str = "path, format, id, readonly, ephemeral, queues, cache, discard, detect-zeroes, backing-format, serial, \
-                    metadata-cache, block-size, lock, force-raw";
+                    metadata-cache, block-size, lock, secret, force-raw";
 
 impl DiskSpec {
     /// A disk with the defaults.
@@ -157,6 +161,7 @@ impl DiskSpec {
             metadata_cache: None,
             block_size: 512,
             lock: true,
+            secret: None,
             force_raw: false,
         }
     }
@@ -186,6 +191,9 @@ impl DiskSpec {
         }
         if spec.backing_format.is_some() && spec.format == Format::Raw {
             return Err(SpecError::Conflict("backing-format= is for qcow2: a raw disk has no backing file"));
+        }
+        if spec.secret.is_some() && spec.format == Format::Raw {
+            return Err(SpecError::Conflict("secret= is for qcow2: a raw disk is not encrypted"));
         }
         if spec.force_raw && spec.format != Format::Raw {
             return Err(SpecError::Conflict("force-raw=on is for format=raw"));
@@ -245,6 +253,10 @@ impl DiskSpec {
                     "4096" | "4K" | "4k" => 4096,
                     _ => return Err(bad("block-size", value, "512 or 4096")),
                 }
+            }
+            "secret" => {
+                let source = value.parse().map_err(|()| bad("secret", value, "file:PATH or fd:N"))?;
+                self.secret = Some(source);
             }
             "lock" => self.lock = on_off("lock", value)?,
             "force-raw" => self.force_raw = on_off("force-raw", value)?,

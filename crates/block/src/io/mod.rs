@@ -15,6 +15,7 @@ use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::secret::{Secret, SecretSource};
 use crate::sync::RangeLocks;
 pub use buf::{Buffer, IoSeg, fill_zero, is_aligned, is_zero, segs_len, split_segs, zero_segs};
 
@@ -129,6 +130,12 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// The system's; a directory is refused.
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<File>;
+
+    /// Reads a secret from outside.
+    ///
+    /// # Errors
+    /// The system's; more than [`Secret::MAX`] bytes are refused.
+    fn secret(&self, source: &SecretSource) -> io::Result<Secret>;
 
     /// Makes a new file, open for writing; one that exists is refused.
     ///

@@ -35,6 +35,8 @@ pub(super) struct Shape {
     pub(super) snapshot: bool,
     /// Nothing is written to it.
     pub(super) empty: bool,
+    /// Its data lies in a file of its own.
+    pub(super) data_file: bool,
 }
 
 impl Shape {
@@ -48,11 +50,12 @@ impl Shape {
             compressed: false,
             snapshot: false,
             empty: false,
+            data_file: false,
         }
     }
 
     /// The whole `-o` of the image.
-    fn create_options(&self) -> String {
+    fn create_options(&self, dir: &Path) -> String {
         let compat = if self.version == 2 { "0.10" } else { "1.1" };
         let mut options = format!("compat={compat},cluster_size={}", self.cluster);
         if self.version > 2 {
@@ -60,6 +63,9 @@ impl Shape {
         }
         for option in self.options {
             options += &format!(",{option}");
+        }
+        if self.data_file {
+            options += &format!(",data_file={}", text(&dir.join("data.raw")));
         }
         options
     }
@@ -89,10 +95,10 @@ pub(super) fn make(dir: &Path, shape: &Shape, rng: &mut Rng) -> Made {
     if shape.compressed && below.is_none() {
         let raw = dir.join("content.raw");
         fs::write(&raw, random_disk(size, rng)).unwrap();
-        let options = shape.create_options();
+        let options = shape.create_options(dir);
         qemu::img(&["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", &options, text(&raw), text(&path)]);
     } else {
-        create(&path, &shape.create_options(), size, below.as_ref());
+        create(&path, &shape.create_options(dir), size, below.as_ref());
     }
     if !shape.empty {
         scribble(&path, shape, size, rng);
@@ -140,7 +146,7 @@ fn qcow2_layer(path: &Path, size: u64, below: Option<&(PathBuf, Format)>, compre
     let cluster = 512 << rng.below(8);
     let options: &[&str] = if cluster >= 16384 && rng.one_in(2) { &["extended_l2=on"] } else { &[] };
     let shape = Shape { compressed, options, ..Shape::new(cluster) };
-    create(path, &shape.create_options(), size, below);
+    create(path, &shape.create_options(path.parent().unwrap()), size, below);
     scribble(path, &shape, size, rng);
 }
 

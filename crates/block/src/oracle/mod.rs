@@ -18,6 +18,7 @@ mod model;
 mod qemu;
 mod read_test;
 mod refusal_test;
+mod secret_test;
 mod write_test;
 
 use crate::io::sim::Rng;

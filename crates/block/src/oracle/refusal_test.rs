@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind};
 use crate::io::Buffer;
 use crate::io::host::Engine;
 use crate::request::Request;
+use crate::secret::SecretSource;
 use crate::spec::{DiskSpec, Format};
 use crate::sync::Arc;
 
@@ -160,23 +161,39 @@ fn edge_12_corrupt_and_dirty_images_are_refused_for_writing_only() {
 }
 
 #[test]
-fn edge_13_encrypted_images_are_refused() {
+fn edge_13_encrypted_images_are_refused_without_their_secret() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk.qcow2");
     let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
     let secret = "secret,id=s,data=x";
     qemu::img(&["create", "-q", "-f", "qcow2", "--object", secret, "-o", options, text(&path), "1M"]);
-    assert_refused(&path, Format::Qcow2, Refused::Always, ErrorKind::Unsupported, "encrypted");
-    assert_refused_with(32, &1u32.to_be_bytes(), Refused::Always, ErrorKind::Unsupported, "encrypted");
+    assert_refused(&path, Format::Qcow2, Refused::Always, ErrorKind::Invalid, "give its secret with secret=");
+    let secret = dir.path().join("wrong");
+    fs::write(&secret, "y").unwrap();
+    let spec = DiskSpec { secret: Some(SecretSource::File(secret)), ..DiskSpec::new(&path, Format::Qcow2) };
+    let error = Disk::open(&spec, &policy(Engine::Auto)).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(error.to_string().contains("no key slot opens with this secret"), "{error}");
+    let spec = DiskSpec { secret: Some("file:/nonexistent".parse().unwrap()), ..spec };
+    let error = Disk::open(&spec, &policy(Engine::Auto)).err().unwrap().to_string();
+    assert!(error.contains("cannot read the secret from /nonexistent"), "{error}");
 }
 
 #[test]
-fn edge_16_data_files_are_refused() {
-    let dir = tempfile::tempdir().unwrap();
+fn data_files_that_are_missing_or_elsewhere_are_refused() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let path = dir.path().join("disk.qcow2");
-    let options = format!("data_file={}", text(&dir.path().join("data.raw")));
-    qemu::img(&["create", "-q", "-f", "qcow2", "-o", &options, text(&path), "1M"]);
-    assert_refused(&path, Format::Qcow2, Refused::Always, ErrorKind::Unsupported, "data file");
+    for (data, removed, kind, says) in [
+        (dir.path().join("data.raw"), true, ErrorKind::NotFound, "data file"),
+        (other.path().join("data.raw"), false, ErrorKind::Refused, "outside the allowed directories"),
+    ] {
+        let options = format!("data_file={}", text(&data));
+        qemu::img(&["create", "-q", "-f", "qcow2", "-o", &options, text(&path), "1M"]);
+        if removed {
+            fs::remove_file(&data).unwrap();
+        }
+        assert_refused(&path, Format::Qcow2, Refused::Always, kind, says);
+    }
 }
 
 #[test]

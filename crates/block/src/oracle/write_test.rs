@@ -22,7 +22,7 @@ use crate::spec::{Cache, DetectZeroes, DiskSpec, Format};
 use crate::sync::{Arc, Mutex};
 
 /// Plays a guest on the disk; afterwards the model says what it must hold.
-fn play(disk: &Arc<Disk>, initial: Vec<u8>, shape: &Shape, rng: &mut Rng) -> Model {
+pub(super) fn play(disk: &Arc<Disk>, initial: Vec<u8>, shape: &Shape, rng: &mut Rng) -> Model {
     let shows_below = shape.version == 2 && shape.base != Base::None;
     let mut model = Model::new(initial);
     if disk.spec().discard && disk.spec().format == Format::Qcow2 && !shows_below {
@@ -122,6 +122,39 @@ fn edge_19_extended_l2_images_are_written_well() {
             Shape { options: &["extended_l2=on", "preallocation=metadata"], ..shape(65536, Base::None) },
         ],
     );
+}
+
+#[test]
+fn edges_16_and_41_images_with_data_files_are_written_well() {
+    let shape = |cluster, base| Shape { data_file: true, base, ..Shape::new(cluster) };
+    let with = |options, shape| Shape { options, ..shape };
+    all(
+        "data files",
+        &[
+            shape(512, Base::None),
+            shape(65536, Base::Raw(80)),
+            with(&["extended_l2=on"], shape(16384, Base::None)),
+            with(&["extended_l2=on"], shape(65536, Base::Qcow2(110))),
+            with(&["data_file_raw=on"], shape(65536, Base::None)),
+            with(&["data_file_raw=on"], shape(4096, Base::None)),
+        ],
+    );
+}
+
+#[test]
+fn edge_41_a_raw_data_file_reads_by_itself_as_the_disk() {
+    let mut rng = dice("raw data file");
+    let dir = tempfile::tempdir().unwrap();
+    let shape = Shape { data_file: true, options: &["data_file_raw=on"], ..Shape::new(65536) };
+    let made = make(dir.path(), &shape, &mut rng);
+    let initial = qemu::content(&made.path);
+    let disk = Disk::open(&DiskSpec::new(&made.path, Format::Qcow2), &policy(Engine::Auto)).unwrap();
+    let model = play(&disk, initial, &shape, &mut rng);
+    disk.close().unwrap();
+    let mut raw = fs::read(dir.path().join("data.raw")).unwrap();
+    raw.resize(model.sectors() as usize * 512, 0);
+    model.check_all(&raw).unwrap();
+    assert!(qemu::img(&["info", "-f", "qcow2", qemu::text(&made.path)]).contains("data file raw: true"));
 }
 
 #[test]

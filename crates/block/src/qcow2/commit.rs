@@ -255,6 +255,11 @@ impl Image {
 
     /// Makes what was written durable.
     pub(super) async fn barrier(&self, queue: &Rc<Queue>, barrier: Barrier) -> Result<()> {
+        if let Some(external) = &self.external
+            && matches!(barrier, Barrier::Data | Barrier::BeforeMapping)
+        {
+            self.flushes.flush(queue, &external.file, &external.path, barrier).await?;
+        }
         self.flushes.flush(queue, &self.file, &self.path, barrier).await
     }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::task::Poll;
 
-use cowhand_qcow2::{Geometry, L2Kind, SubclusterBitmap};
+use cowhand_qcow2::{Geometry, GuestOffset, L2Kind, SubclusterBitmap};
 
 use super::Image;
 use super::entry::Stored;
@@ -71,7 +71,7 @@ impl Image {
         let mut entries = vec![Stored::default(); self.slice_entries];
         if let (Some(bytes), Some(table)) = (&bytes, table) {
             stored_entries(bytes, &self.geometry, &mut entries);
-            self.check_slice(&entries, table.get() + at)?;
+            self.check_slice(slice, &entries, table.get() + at)?;
         }
         self.resolve(queue, slice, &mut entries).await?;
         loop {
@@ -90,7 +90,7 @@ impl Image {
 
     /// Refuses a slice that names metadata as guest data: the guest would write over it. (Sharp edge 43.) And one with reserved bits
     /// set, which the cache uses for itself. The slice lies at `place`.
-    fn check_slice(&self, entries: &[Stored], place: u64) -> Result<()> {
+    fn check_slice(&self, slice: Slice, entries: &[Stored], place: u64) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         // Guest data mostly lies in long runs: one look for each.
         let mut run = 0..0;
@@ -106,6 +106,12 @@ impl Image {
             else {
                 continue;
             };
+            if self.external.is_some() {
+                let guest = (slice.0 * entries.len() as u64 + i as u64) << bits.bits();
+                let guest = GuestOffset::new(guest);
+                self.geometry.check_data_file_mapping(guest, host).map_err(|e| self.format_error(&e))?;
+                continue;
+            }
             let cluster = bits.index_of(host.get());
             if cluster == run.end {
                 run.end += 1;

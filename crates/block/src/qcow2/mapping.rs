@@ -161,10 +161,13 @@ impl Image {
     /// In which file and where the `len` bytes at `offset` lie, if all lie together, can be used in place, and the caches know: the
     /// path of nearly every request, without a lock or an allocation.
     pub(crate) fn mapped(&self, offset: u64, len: u64, write: bool) -> Option<(&File, u64)> {
+        if !self.is_plain() {
+            return None;
+        }
         let Ok(Peek::Known(kind, end)) = self.peek(offset, View::Reader) else { return None };
         let found = match kind {
-            Kind::Data { host, copied } if copied || !write => (&self.file, host.get()),
-            Kind::Unallocated(Below::At { layer, place }) if !write => (self.layer(layer)?.file(), place),
+            Kind::Data { host, copied } if copied || !write => (self.data_file(), host.get()),
+            Kind::Unallocated(Below::At { layer, place }) if !write => (self.layer(layer)?.data_file(), place),
             _ => return None,
         };
         let whole = end - offset >= len || self.extend(offset, len, (kind, end), View::Reader).ok()?.len == len;

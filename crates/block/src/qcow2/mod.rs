@@ -3,7 +3,7 @@
 //! One concern a file: [`entry`], [`slices`], [`load`] and [`mapping`] find where data lies, [`resolve`] also in the layers below;
 //! [`publish`] changes that; [`refcounts`] and [`space`] give host clusters out and take
 //! them back; [`commit`] writes metadata in the order that survives a power cut; [`read`], [`write`] and [`zero`] serve requests;
-//! [`compressed`] decodes clusters; [`layout`] keeps guest data off the metadata; [`open`] validates an image and [`create`] makes one.
+//! [`data`] reads and writes the data itself; [`compressed`] decodes clusters; [`layout`] keeps guest data off the metadata; [`open`] validates an image and [`create`] makes one.
 //!
 //! A mapped cluster is read and written in place without any lock. A change of the mapping goes: take the clusters' range lock,
 //! allocate, write the data, store the L2 entry in the cached slice, mark it dirty. Nothing of that reaches the file's metadata
@@ -16,6 +16,7 @@
 mod commit;
 mod compressed;
 pub(crate) mod create;
+pub(crate) mod data;
 mod entry;
 mod layout;
 mod load;
@@ -35,9 +36,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::task::Waker;
 
+use cowhand_qcow2::cipher::Cipher;
 use cowhand_qcow2::{FormatError, Geometry, Header, HostOffset, L1Entry};
 
 use self::compressed::DecodedCache;
+use self::data::DataFile;
 use self::layout::Layout;
 use self::refcounts::Refcounts;
 use self::slices::{Slice, SliceCache};
@@ -101,6 +104,9 @@ struct HeaderState {
 /// An open QCOW2 image (one layer).
 pub(crate) struct Image {
     file: File,
+    /// Where guest data lies, if not in the file.
+    external: Option<DataFile>,
+    cipher: Option<Cipher>,
     path: PathBuf,
     geometry: Geometry,
     /// The virtual size in bytes, a multiple of 512.

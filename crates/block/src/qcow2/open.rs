@@ -3,9 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use cowhand_qcow2::cipher::Cipher;
+use cowhand_qcow2::luks::{self, LuksError};
 use cowhand_qcow2::{Autoclear, CryptMethod, FormatError, Header, HostOffset, Incompatible, L1Entry, RefTableEntry};
 
 use super::compressed::DecodedCache;
+use super::data::DataFile;
 use super::layout::{Layout, Overlap, Part};
 use super::mapping::be64;
 use super::refcounts::Refcounts;
@@ -17,10 +20,14 @@ use crate::grace::Grace;
 use crate::io::{Barrier, File};
 use crate::node::Node;
 use crate::queue::Queue;
+use crate::secret::Secret;
 use crate::sync::{Arc, AtomicU64, Mutex};
 
 /// Bytes of metadata kept in memory unless asked otherwise: L2 tables and refcounts of 1 TiB at 64 KiB clusters.
 pub(crate) const METADATA_CACHE: u64 = 160 << 20;
+
+/// Bytes of a LUKS header without its key material.
+const LUKS_HEADER: usize = 592;
 
 /// How an image is to be opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -79,12 +86,9 @@ impl Opening {
     fn check_features(&self, writable: bool) -> Result<()> {
         let header = &self.header;
         let unsupported = |what: &str| Err(self.refuse(ErrorKind::Unsupported, what));
-        if header.crypt_method != CryptMethod::None {
-            return unsupported("the image is encrypted, which this version cannot serve; convert it with qemu-img");
-        }
-        if header.has_data_file() {
+        if writable && header.crypt_method == CryptMethod::Aes {
             return unsupported(
-                "the image has an external data file, which this version cannot serve; convert it with qemu-img",
+                "the image has the old AES encryption, which is unsafe: open it with readonly=on, and convert it",
             );
         }
         if writable && header.incompatible.contains(Incompatible::CORRUPT) {
@@ -104,10 +108,12 @@ impl Opening {
     pub(crate) async fn finish(
         self,
         queue: &Rc<Queue>,
-        backing: Option<Arc<Node>>,
+        (backing, external): (Option<Arc<Node>>, Option<DataFile>),
+        secret: Option<&Secret>,
         options: ImageOptions,
     ) -> Result<Image> {
         self.check_features(options.writable)?;
+        let cipher = self.cipher(queue, secret).await?;
         let header = &self.header;
         let geometry = header.geometry();
         let bits = geometry.cluster_bits;
@@ -166,6 +172,8 @@ impl Opening {
             size: header.size.next_multiple_of(512),
             path: self.path,
             file: self.file,
+            external,
+            cipher,
             geometry,
             header: Mutex::new(HeaderState { header: self.header, sector: self.sector }),
             backing,
@@ -187,6 +195,36 @@ impl Opening {
         })
     }
 
+    /// The cipher of an encrypted image, opened by `secret`.
+    async fn cipher(&self, queue: &Rc<Queue>, secret: Option<&Secret>) -> Result<Option<Cipher>> {
+        let method = self.header.crypt_method;
+        if method == CryptMethod::None {
+            return Ok(None);
+        }
+        let Some(secret) = secret else {
+            let message = "the image is encrypted; give its secret with secret=file:PATH or secret=fd:N";
+            return Err(self.refuse(ErrorKind::Invalid, message));
+        };
+        let luks = self.header.luks_extension();
+        let luks = luks.map_err(|e| self.refuse(ErrorKind::Corrupt, &format!("the image is damaged: {e}")))?;
+        let Some(place) = luks.filter(|_| method == CryptMethod::Luks) else {
+            return Ok(Some(Cipher::legacy_aes(secret.bytes())));
+        };
+        let luks_error = |e: LuksError| {
+            let kind = if matches!(e, LuksError::NoSlotOpens) { ErrorKind::Refused } else { ErrorKind::Corrupt };
+            self.refuse(kind, &e.to_string()).at_offset(place.offset.get())
+        };
+        let what = "encryption header";
+        // Its length is bounded where the extension is parsed.
+        let length = usize::try_from(place.len).unwrap_or(usize::MAX);
+        let first = self.table(queue, what, place.offset.get(), length.min(LUKS_HEADER)).await?;
+        let header = luks::Header::parse(&first, place).map_err(|e| luks_error(e.into()))?;
+        let area = usize::try_from(header.unlock_len()).unwrap_or(usize::MAX).min(length);
+        let area = self.table(queue, what, place.offset.get(), area).await?;
+        let unlocked = header.unlock(&area, secret.bytes()).map_err(luks_error)?;
+        unlocked.key.cipher().map(Some).map_err(luks_error)
+    }
+
     /// Where the image's metadata lies: no two structures in one place, and all refcounts inside the file.
     fn layout(&self, l1: &[L1Entry], refcount_table: &[RefTableEntry]) -> Result<Layout> {
         let header = &self.header;
@@ -205,6 +243,9 @@ impl Opening {
             part("L1 table", header.l1_table_offset, u64::from(header.l1_size) * 8),
             part("refcount table", header.refcount_table_offset, table_bytes),
         ];
+        if let Some(luks) = header.luks_extension().map_err(corrupt)? {
+            parts.push(part("encryption header", luks.offset, luks.len));
+        }
         for entry in refcount_table {
             let Some(block) = entry.offset(&geometry).map_err(corrupt)? else { continue };
             if block.get() >= self.file_len {
@@ -247,10 +288,12 @@ impl Opening {
 impl Image {
     /// What has to be written before anything else is: only when all of the disk has been opened, and nothing can refuse it any more.
     pub(crate) async fn begin_writing(&self, queue: &Rc<Queue>) -> Result<()> {
-        let vouched = !self.header.lock().header.autoclear.is_empty();
+        // Of an external data file's raw view we take care.
+        let kept = Autoclear::RAW_DATA_FILE;
+        let vouched = !self.header.lock().header.autoclear.difference(kept).is_empty();
         if self.writable && vouched {
             // What we do not keep up to date must not look valid to the next one who knows it. (Sharp edge 3.)
-            self.update_header(queue, |header| header.autoclear = Autoclear::empty()).await?;
+            self.update_header(queue, |header| header.autoclear = header.autoclear.intersection(kept)).await?;
             self.barrier(queue, Barrier::Header).await?;
         }
         Ok(())

@@ -85,6 +85,8 @@ impl Image {
         for (i, &(old, new, stored)) in changes.iter().enumerate() {
             self.slices.store(slice, index + i, stored);
             match old {
+                // What lies in an external data file has no refcounts.
+                _ if self.external.is_some() => {}
                 L2Kind::Data { host, .. } | L2Kind::Zero { host: Some(host), .. } if host_of(new) != Some(host) => {
                     meta.drop_reference(&self.geometry, host, self.cluster_size());
                 }

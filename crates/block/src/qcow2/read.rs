@@ -6,6 +6,7 @@
 use std::rc::Rc;
 
 use super::Image;
+use super::data::Spot;
 use super::entry::Below;
 use super::mapping::{Kind, Run};
 use crate::error::{Error, Result};
@@ -49,7 +50,7 @@ impl Piece<'_> {
             Self::Qcow2 { image, offset, run, data } => image.read_run(queue, offset, run, data).await,
             Self::Raw { image, offset, data } => image.read(queue, offset, &data).await,
             Self::Placed { layer, place, data } => {
-                let read = queue.read(layer.file(), place, data).await;
+                let read = queue.read(layer.data_file(), place, data).await;
                 read.map_err(|e| Error::io("cannot read", e).at_path(layer.path()).at_offset(place))
             }
         }
@@ -105,10 +106,7 @@ impl Image {
 
     async fn read_run(&self, queue: &Rc<Queue>, offset: u64, run: Run, data: Vec<IoSeg>) -> Result<()> {
         match run.kind {
-            Kind::Data { host, .. } => {
-                let read = queue.read(&self.file, host.get(), data).await;
-                read.map_err(|e| self.io_error("cannot read", host.get(), e))
-            }
+            Kind::Data { host, .. } => self.read_data(queue, Spot { guest: offset, host: host.get() }, data).await,
             Kind::Compressed(range) => {
                 let decoded = self.decoded(queue, range).await?;
                 decoded.scatter(self.geometry.cluster_bits.offset_in(offset) as usize, &data);

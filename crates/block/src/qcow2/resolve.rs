@@ -106,7 +106,7 @@ impl Image {
         let within = self.geometry.cluster_bits.offset_in(offset);
         // What breaks a rule is reported when it is asked for.
         let Ok((kind, Below::Unknown)) = stored.decode(&self.geometry) else { return Part::Ask };
-        let at = |host: HostOffset| Part::At(host.get() + within);
+        let at = |host: HostOffset| if self.is_plain() { Part::At(host.get() + within) } else { Part::Ask };
         if !self.geometry.extended_l2 {
             return match kind {
                 L2Kind::Unallocated => Part::Absent,

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use cowhand_qcow2::{HostOffset, Subcluster};
 
 use super::Image;
+use super::data::Spot;
 use super::entry::Stored;
 use super::mapping::{Kind, Run};
 use super::refcounts::Extent;
@@ -27,9 +28,8 @@ impl Image {
             let run = self.run(queue, at, len - done).await?;
             done += match run.kind {
                 Kind::Data { host, copied: true } => {
-                    let written =
-                        queue.write(&self.file, host.get(), split_segs(data, done, run.len), Vec::new()).await;
-                    written.map_err(|e| self.io_error("cannot write", host.get(), e))?;
+                    let spot = Spot { guest: at, host: host.get() };
+                    self.write_data(queue, spot, split_segs(data, done, run.len), Vec::new()).await?;
                     run.len
                 }
                 _ => self.write_new(queue, at, &split_segs(data, done, len - done)).await?,
@@ -74,7 +74,7 @@ impl Image {
             {
                 return self.unshare(queue, offset - within).await.map(|()| 0);
             }
-            _ => (self.allocate(queue, clusters).await?, false),
+            _ => (self.allocate_data(queue, offset - within, clusters).await?, false),
         };
         let len = run.len.min((extent.clusters << bits.bits()) - within);
         let target = Target::new(self, offset, len, run.kind);
@@ -86,7 +86,7 @@ impl Image {
         published.map(|()| len).map_err(|(mapped, error)| {
             if !reused {
                 // Only what is not in the mapping: the rest holds guest data now.
-                self.give_back(extent.without_first(&self.geometry, mapped));
+                self.give_back_data(extent.without_first(&self.geometry, mapped));
             }
             error
         })
@@ -135,15 +135,15 @@ impl Image {
             list.extend(self.around(queue, target.data_end, tail, zero_tail, &mut keep).await?);
             place - head
         };
-        let written = queue.write(&self.file, place, list, keep).await;
-        written.map_err(|e| self.io_error("cannot write", place, e))
+        let back = extent.host.get() + self.geometry.cluster_bits.offset_in(target.offset) - place;
+        self.write_data(queue, Spot { guest: target.offset - back, host: place }, list, keep).await
     }
 
     /// Gives the cluster at `offset`, whose place others refer to as well, a place of its own, with those of its subclusters that hold
     /// data. The caller holds its range lock and owns its table.
     async fn unshare(&self, queue: &Rc<Queue>, offset: u64) -> Result<()> {
         let cluster = self.cluster_size();
-        let extent = self.allocate(queue, 1).await?;
+        let extent = self.allocate_data(queue, offset, 1).await?;
         let copied = self.copy_subclusters(queue, offset, extent.host).await;
         let published = match copied {
             Ok(()) => {
@@ -153,7 +153,7 @@ impl Image {
             Err(e) => Err(e),
         };
         debug_assert!(extent.clusters << self.geometry.cluster_bits.bits() == cluster);
-        published.inspect_err(|_| self.give_back(extent))
+        published.inspect_err(|_| self.give_back_data(extent))
     }
 
     async fn copy_subclusters(&self, queue: &Rc<Queue>, offset: u64, into: HostOffset) -> Result<()> {
@@ -162,11 +162,11 @@ impl Image {
         while at < end {
             let run = self.run_to_write(queue, at, end - at).await?;
             if let Kind::Data { host, .. } = run.kind {
-                let read = queue.read_buffer(&self.file, host.get(), run.len as usize).await;
-                let bytes = read.map_err(|e| self.io_error("cannot read", host.get(), e))?;
-                let place = into.get() + (at - offset);
-                let written = queue.write_buffer(&self.file, place, bytes).await;
-                written.map_err(|e| self.io_error("cannot write", place, e))?;
+                let buffer = Arc::new(Buffer::zeroed(run.len as usize));
+                let segs = || vec![buffer.seg(0, buffer.len())];
+                self.read_data(queue, Spot { guest: at, host: host.get() }, segs()).await?;
+                let spot = Spot { guest: at, host: into.get() + (at - offset) };
+                self.write_data(queue, spot, segs(), vec![buffer.clone()]).await?;
             }
             at += run.len;
         }

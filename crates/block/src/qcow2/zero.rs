@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use cowhand_qcow2::{GuestOffset, HostOffset, Subcluster};
 
+use super::data::Spot;
 use super::entry::{Below, Stored};
 use super::mapping::Kind;
 use super::{CLUSTERS_AT_ONCE, Image};
@@ -27,6 +28,15 @@ impl Image {
     pub(crate) async fn discard(&self, queue: &Rc<Queue>, offset: u64, len: u64) -> Result<()> {
         self.check_writable()?;
         let (start, end) = self.whole_clusters(offset, len);
+        if self.external.as_ref().is_some_and(|external| external.raw) {
+            // Whoever reads the file by itself must not see what the guest does not: the clusters stay mapped, and read as zeros
+            // from the file.
+            if start < end {
+                let _writers = self.ranges.lock(self.clusters(start, end - start)).await;
+                self.forget_data(queue, start, end - start).await;
+            }
+            return Ok(());
+        }
         self.change_clusters(queue, start, end, Fate::Discard).await
     }
 
@@ -34,6 +44,9 @@ impl Image {
     pub(crate) async fn write_zeroes(&self, queue: &Rc<Queue>, offset: u64, len: u64, unmap: bool) -> Result<()> {
         self.check_writable()?;
         let end = offset + len;
+        if self.external.as_ref().is_some_and(|external| external.raw) {
+            return self.write_zero_bytes(queue, offset, end).await;
+        }
         let (whole_start, whole_end) = self.whole_clusters(offset, len);
         if whole_start >= whole_end {
             return self.zero_part(queue, offset, end).await;
@@ -146,8 +159,7 @@ impl Image {
                     let zeros = zero_segs(cluster.min(self.size - at));
                     // The range lock is ours: an in-place write needs none, and a new cluster cannot be needed here.
                     if let Kind::Data { host, copied: true } = run.kind {
-                        let written = queue.write(&self.file, host.get(), zeros, Vec::new()).await;
-                        written.map_err(|e| self.io_error("cannot write zeros", host.get(), e))?;
+                        self.write_data(queue, Spot { guest: at, host: host.get() }, zeros, Vec::new()).await?;
                         at += cluster;
                         continue;
                     }
@@ -158,6 +170,9 @@ impl Image {
                 Change::Entries(entry_at) => {
                     self.own_table(queue, at).await?;
                     self.publish(queue, at, count, |i, _| entry_at(i * cluster)).await?;
+                    if fate != Fate::Keep && matches!(run.kind, Kind::Data { .. }) {
+                        self.forget_data(queue, at, count * cluster).await;
+                    }
                 }
             }
             at += count * cluster;
@@ -168,16 +183,13 @@ impl Image {
     /// Allocates a cluster of zeros: what version 2 has in place of the zero flag, where a backing file would show through.
     async fn write_zero_cluster(&self, queue: &Rc<Queue>, at: u64) -> Result<()> {
         self.own_table(queue, at).await?;
-        let extent = self.allocate(queue, 1).await?;
+        let extent = self.allocate_data(queue, at, 1).await?;
         // Even where the file's end makes it zero already: a check takes an entry that points past the end for damage.
         let zeros = zero_segs(self.cluster_size());
-        let written = queue.write(&self.file, extent.host.get(), zeros, Vec::new()).await;
-        if let Err(e) = written {
-            self.give_back(extent);
-            return Err(self.io_error("cannot write zeros", extent.host.get(), e));
-        }
+        let spot = Spot { guest: at, host: extent.host.get() };
+        self.write_data(queue, spot, zeros, Vec::new()).await.inspect_err(|_| self.give_back_data(extent))?;
         self.publish(queue, at, 1, |_, _| Stored::data(extent.host)).await.map_err(|e| {
-            self.give_back(extent);
+            self.give_back_data(extent);
             e.into()
         })
     }

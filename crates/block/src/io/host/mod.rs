@@ -16,6 +16,7 @@ use std::time::Duration;
 use rustix::fs::{FileType, OFlags};
 
 use super::{Driver, File, FileOps, FileTraits, LockError, LockMasks, Notify, OpenMode, Storage};
+use crate::secret::{Secret, SecretSource};
 
 /// Which I/O queue [`Host::driver`] makes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,6 +110,20 @@ fn parent(path: &Path) -> &Path {
 }
 
 impl Storage for Host {
+    fn secret(&self, source: &SecretSource) -> io::Result<Secret> {
+        let file = match source {
+            SecretSource::File(path) => std::fs::File::open(path)?,
+            // Opened anew, so that the descriptor stays whoever's it is.
+            SecretSource::Descriptor(number) => std::fs::File::open(format!("/proc/self/fd/{number}"))?,
+        };
+        let mut bytes = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(file, Secret::MAX as u64 + 1), &mut bytes)?;
+        if bytes.len() > Secret::MAX {
+            return Err(io::Error::other(format!("more than {} bytes are no secret", Secret::MAX)));
+        }
+        Ok(Secret::new(bytes))
+    }
+
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<File> {
         let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY;
         if mode.direct {
