@@ -22,3 +22,15 @@ build_cowhand() {
         "$CARGO" build --quiet --release --locked --bin cowhand --target "$static_target") >&2 || return 1
     echo "${CARGO_TARGET_DIR:-$REPO/target}/$static_target/release/cowhand"
 }
+
+# Builds what measures the block engine and prints where it is. COWHAND_BENCH names one that exists already.
+build_bench() {
+    if [ -n "${COWHAND_BENCH:-}" ]; then
+        [ -f "$COWHAND_BENCH" ] || die "COWHAND_BENCH: $COWHAND_BENCH: no such file"
+        realpath "$COWHAND_BENCH"
+        return
+    fi
+    need_rust
+    (cd "$REPO" && "$CARGO" build --quiet --release --locked -p cowhand-bench) >&2 || return 1
+    echo "${CARGO_TARGET_DIR:-$REPO/target}/release/cowhand-bench"
+}

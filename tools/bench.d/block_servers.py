@@ -1,0 +1,161 @@
+"""The two servers that tools/bench block compares, started alike: a process that opens an image, then listens."""
+
+import json
+import re
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from block_images import img
+
+START_SECONDS = 120
+STOP_SECONDS = 600
+
+# Calls that move an image's bytes or make them durable, when a server does its I/O by system calls. A call that another thread's
+# line interrupts ends on a line of its own, "<... pwritev resumed>", which has the result.
+TRACED = ("pread64", "preadv", "preadv2", "pwrite64", "pwritev", "pwritev2", "fdatasync", "fsync")
+CALLS = re.compile(rf"(\d+\.\d+) (?:<\.\.\. )?({'|'.join(TRACED)})(?: resumed>|\().* = (\d+)(?: |$)")
+
+
+class Refused(Exception):
+    """The server does not serve this image; says why."""
+
+
+class Server:
+    """A running server. `calls` serves with I/O that strace can see, and slowly: for counting, never for timing."""
+
+    label = ""
+
+    def __init__(self, image: Path, queues: int = 1, calls: bool = False):
+        self.directory = tempfile.TemporaryDirectory(prefix="cowhand-bench-")
+        self.socket = Path(self.directory.name, "socket")
+        self.trace = Path(self.directory.name, "calls") if calls else None
+        command = self.command(image, queues, calls)
+        if self.trace:
+            command = ["strace", "-f", "-ttt", "-e", f"trace={','.join(TRACED)}", "-e", "signal=none", "-s", "0", "-o", str(self.trace), *command]
+        self.errors = tempfile.TemporaryFile("w+")
+        began = time.monotonic()
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.errors)
+        while not self.socket.exists():
+            if self.process.poll() is not None:
+                raise Refused(self._last_words() or f"ended with {self.process.returncode}")
+            if time.monotonic() - began > START_SECONDS:
+                self.stop(clean=False)
+                raise RuntimeError(f"{self.label}: no socket after {START_SECONDS} s")
+            time.sleep(0.0002)
+        self.start_seconds = time.monotonic() - began
+
+    def command(self, image: Path, queues: int, calls: bool) -> list[str]:
+        raise NotImplementedError
+
+    def pid(self) -> int:
+        """The server's own process: under strace, its child."""
+        if not self.trace:
+            return self.process.pid
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(encoding="ascii").split()
+        return int(children[0])
+
+    def peak_memory(self) -> int:
+        """The most bytes that were resident."""
+        status = Path(f"/proc/{self.pid()}/status").read_text(encoding="utf-8")
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+
+    def counted(self, begin: float, end: float) -> tuple[int, int]:
+        """Bytes moved and flushes made between two moments (time.time), after `stop`."""
+        moved = flushes = 0
+        for line in self.lines:
+            call = CALLS.search(line)
+            if call and begin <= float(call[1]) <= end:
+                if call[2] in ("fdatasync", "fsync"):
+                    flushes += 1
+                else:
+                    moved += int(call[3])
+        return moved, flushes
+
+    def stop(self, clean: bool) -> None:
+        """Ends it: cleanly, the image closed, or at once, when nobody needs the image any more."""
+        if self.process.poll() is None:
+            self._ask_to_end() if clean else self._kill()
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            self.process.wait()
+            raise RuntimeError(f"{self.label} did not end in {STOP_SECONDS} s") from None
+        self.lines = self.trace.read_text(encoding="utf-8", errors="replace").splitlines() if self.trace else []
+        words = self._last_words()
+        self.directory.cleanup()
+        if clean and self.process.returncode != 0:
+            raise RuntimeError(f"{self.label} ended with {self.process.returncode}: {words}")
+
+    def _ask_to_end(self) -> None:
+        raise NotImplementedError
+
+    def _kill(self) -> None:
+        if self.trace:
+            # strace's end would not be the server's.
+            subprocess.run(["kill", "-KILL", str(self.pid())], check=False)
+        else:
+            self.process.kill()
+
+    def _last_words(self) -> str:
+        self.errors.seek(0)
+        lines = self.errors.read().strip().splitlines()
+        return lines[-1] if lines else ""
+
+
+class Cowhand(Server):
+    label = "cowhand"
+    program = ""
+
+    def command(self, image, queues, calls):
+        words = [self.program, "serve", "--socket", str(self.socket), "--disk", disk(image), "--queues", str(queues)]
+        return words + (["--threads"] if calls else [])
+
+    def _ask_to_end(self):
+        pass  # It ends when its client goes.
+
+    def _last_words(self):
+        return super()._last_words().removeprefix("cowhand-bench: ")
+
+
+class Qemu(Server):
+    """QEMU at its best: io_uring, an iothread, and an L2 cache that covers the disk."""
+
+    label = "QEMU"
+    program = "qemu-storage-daemon"
+
+    def command(self, image, queues, calls):
+        blockdev = f"node-name=disk,driver={form(image)},file.driver=file,file.filename={image}"
+        blockdev += f",file.aio={'threads' if calls else 'io_uring'}"
+        if form(image) == "qcow2":
+            # The layers below keep their default, 32 MiB each: more than any of them needs.
+            blockdev += f",l2-cache-size={l2_bytes(image)}"
+        export = f"type=vhost-user-blk,id=export,node-name=disk,writable=on,num-queues={queues},iothread=thread"
+        export += f",addr.type=unix,addr.path={self.socket}"
+        return [self.program, "--object", "iothread,id=thread", "--blockdev", blockdev, "--export", export]
+
+    def _ask_to_end(self):
+        subprocess.run(["kill", "-TERM", str(self.pid())], check=False)
+
+    def _last_words(self):
+        return super()._last_words().removeprefix("qemu-storage-daemon: ")
+
+
+def form(image: Path) -> str:
+    return "raw" if image.suffix == ".raw" else "qcow2"
+
+
+def disk(image: Path) -> str:
+    """The image as cowhand's DISK."""
+    return f"path={image},format={form(image)}"
+
+
+def l2_bytes(image: Path) -> int:
+    """The size of an L2 cache that covers the whole disk: whole tables of whole clusters."""
+    info = json.loads(img("info", "-U", "--output=json", image))
+    entry = 16 if info["format-specific"]["data"].get("extended-l2") else 8
+    cluster = info["cluster-size"]
+    tables = -(-info["virtual-size"] * entry // (cluster * cluster))
+    return max(tables, 2) * cluster
