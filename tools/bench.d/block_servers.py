@@ -37,14 +37,20 @@ class Server:
         self.errors = tempfile.TemporaryFile("w+")
         began = time.monotonic()
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.errors)
+        try:
+            self._await_socket(began + START_SECONDS)
+        except BaseException:
+            self.stop(clean=False)
+            raise
+        self.start_seconds = time.monotonic() - began
+
+    def _await_socket(self, latest: float) -> None:
         while not self.socket.exists():
             if self.process.poll() is not None:
                 raise Refused(self._last_words() or f"ended with {self.process.returncode}")
-            if time.monotonic() - began > START_SECONDS:
-                self.stop(clean=False)
+            if time.monotonic() > latest:
                 raise RuntimeError(f"{self.label}: no socket after {START_SECONDS} s")
             time.sleep(0.0002)
-        self.start_seconds = time.monotonic() - began
 
     def command(self, image: Path, queues: int, calls: bool) -> list[str]:
         raise NotImplementedError
@@ -54,7 +60,7 @@ class Server:
         if not self.trace:
             return self.process.pid
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(encoding="ascii").split()
-        return int(children[0])
+        return int(children[0]) if children else self.process.pid
 
     def peak_memory(self) -> int:
         """The most bytes that were resident."""
