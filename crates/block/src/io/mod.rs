@@ -301,6 +301,11 @@ pub trait Driver {
     /// Takes an operation on the file with this [`FileOps::id`]; it may be sent only with the next `wait`.
     fn submit(&mut self, token: u64, file: RawFd, op: Op);
 
+    /// The same for a small write that goes to the page cache, which a driver may do at once where handing it over would cost more.
+    fn submit_cached(&mut self, token: u64, file: RawFd, op: Op) {
+        self.submit(token, file, op);
+    }
+
     /// From now on each signal of the eventfd `fd` yields a completion with `token` (and the counter is read). If it cannot be watched,
     /// or not any more, one with an error says so, and it is left alone from then on.
     ///

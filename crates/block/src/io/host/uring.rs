@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
@@ -26,6 +26,10 @@ const REFUSALS_MAX: u32 = 10_000;
 
 /// `IORING_ENTER_GETEVENTS`: completions that were deferred appear now.
 const GET_EVENTS: u32 = 1;
+
+/// A write to the page cache that takes longer than this has waited for the disk, and for the next while none is done by ourselves.
+const SLOW_WRITE: Duration = Duration::from_micros(500);
+const SLOW_SPELL: Duration = Duration::from_millis(100);
 
 struct InFlight {
     token: u64,
@@ -58,7 +62,9 @@ pub(super) struct Uring {
     rearm: Vec<usize>,
     /// Our own wake-up cannot be watched any more.
     broken: Option<io::Error>,
-    /// Operations that have no opcode worth having and are done at once.
+    /// Until when writes to the page cache are the ring's.
+    slow_until: Option<Instant>,
+    /// Operations that are done at once: those that have no opcode worth having, and quick ones.
     done_inline: Vec<Completion>,
 }
 
@@ -90,6 +96,7 @@ impl Uring {
             watches: Vec::new(),
             rearm: Vec::new(),
             broken: None,
+            slow_until: None,
             done_inline: Vec::new(),
         };
         queue.add_watch(wake.0.as_raw_fd(), None);
@@ -277,6 +284,19 @@ impl Driver for Uring {
         } else {
             self.backlog.push_back((token, file, op));
         }
+    }
+
+    /// Where a file system cannot promise that a write to the page cache does not sleep (ext4), the ring hands each one to a
+    /// worker thread, which costs several times what the write does. So it is done here, as long as that is quick: a disk that is
+    /// behind with writing back holds whoever writes, and must not hold the reads of this queue.
+    fn submit_cached(&mut self, token: u64, file: RawFd, op: Op) {
+        let now = Instant::now();
+        if self.slow_until.is_some_and(|until| now < until) {
+            return self.submit(token, file, op);
+        }
+        let (result, data) = super::threads::run(file, op);
+        self.slow_until = (now.elapsed() > SLOW_WRITE).then(|| now + SLOW_SPELL);
+        self.done_inline.push(Completion { token, result, data });
     }
 
     fn watch(&mut self, fd: RawFd, token: u64) -> io::Result<()> {

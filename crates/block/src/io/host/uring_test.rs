@@ -63,3 +63,28 @@ fn looking_without_sleeping_finds_what_was_signalled() {
     }
     assert!(matches!(done[..], [Completion { token: 5, result: Ok(_), .. }]), "{done:?}");
 }
+
+#[test]
+fn cached_writes_are_done_at_once_but_not_while_the_disk_is_slow() {
+    let Some(mut queue) = ring() else { return };
+    let file = tempfile::tempfile().unwrap();
+    let buffer = Buffer::from_bytes(&[5; 512]);
+    let write = |offset| Op::Write { offset, data: vec![buffer.seg(0, 512)] };
+    // Writing to a new file may itself be slow enough to count.
+    while queue.done_inline.is_empty() {
+        queue.submit_cached(1, file.as_raw_fd(), write(0));
+    }
+    assert_eq!(queue.done_inline[0].token, 1);
+    queue.slow_until = Some(Instant::now() + Duration::from_secs(100));
+    let inline = queue.done_inline.len();
+    queue.submit_cached(2, file.as_raw_fd(), write(512));
+    assert_eq!((queue.done_inline.len(), queue.in_flight > 0), (inline, true));
+    let mut done = Vec::new();
+    while queue.in_flight > 0 || !queue.done_inline.is_empty() {
+        queue.wait(true, &mut done).unwrap();
+    }
+    assert!(done.iter().all(|completion| matches!(completion.result, Ok(512))));
+    let mut found = [0; 1024];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut found, 0).unwrap();
+    assert_eq!(found, [5; 1024]);
+}
