@@ -2,11 +2,13 @@
 //!
 //! Locks: the cache's, held only to look and to put.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::Read;
 use std::rc::Rc;
 
 use cowhand_qcow2::{CompressedRange, Compression};
+use zstd::stream::raw::{self, Operation as _};
 
 use super::Image;
 use crate::error::{Error, ErrorKind, Result};
@@ -67,18 +69,53 @@ impl Image {
 
 /// Decodes exactly `out.len()` bytes; what the input holds beyond is ignored, so that no input costs more than one cluster.
 fn decode(compression: Compression, input: &[u8], out: &mut [u8]) -> std::result::Result<(), String> {
-    let result = match compression {
-        Compression::Zlib => flate2::read::DeflateDecoder::new(input).read_exact(out),
-        Compression::Zstd => {
-            // The window never needs to be larger than the cluster; a frame that asks for more is refused before memory is taken.
-            let window = (usize::BITS - (out.len().max(1024) - 1).leading_zeros()).max(10);
-            zstd::stream::read::Decoder::with_buffer(input).and_then(|mut decoder| {
-                decoder.window_log_max(window)?;
-                decoder.read_exact(out)
-            })
+    DECODERS.with_borrow_mut(|decoders| match compression {
+        Compression::Zlib => decoders.zlib(input, out),
+        Compression::Zstd => decoders.zstd(input, out),
+    })
+}
+
+thread_local! {
+    static DECODERS: RefCell<Decoders> = RefCell::default();
+}
+
+/// A thread's decoders, made once: setting one up takes a good part of what decoding a cluster does.
+#[derive(Default)]
+struct Decoders {
+    zlib: Option<libdeflater::Decompressor>,
+    zstd: Option<raw::Decoder<'static>>,
+}
+
+impl Decoders {
+    fn zlib(&mut self, input: &[u8], out: &mut [u8]) -> std::result::Result<(), String> {
+        let decoder = self.zlib.get_or_insert_with(libdeflater::Decompressor::new);
+        if decoder.deflate_decompress(input, out) == Ok(out.len()) {
+            return Ok(());
         }
-    };
-    result.map_err(|e| e.to_string())
+        // It takes only streams that end with the cluster. Those that go on are fine (sharp edge 24), and rare.
+        flate2::read::DeflateDecoder::new(input).read_exact(out).map_err(|e| e.to_string())
+    }
+
+    fn zstd(&mut self, input: &[u8], out: &mut [u8]) -> std::result::Result<(), String> {
+        let text = |e: std::io::Error| e.to_string();
+        let decoder = match &mut self.zstd {
+            Some(decoder) => decoder,
+            none => none.insert(raw::Decoder::new().map_err(text)?),
+        };
+        decoder.reinit().map_err(text)?;
+        // The window never needs to be larger than the cluster; a frame that asks for more is refused before memory is taken.
+        let window = (usize::BITS - (out.len().max(1024) - 1).leading_zeros()).max(10);
+        decoder.set_parameter(raw::DParameter::WindowLogMax(window)).map_err(text)?;
+        let (mut input, mut out) = (raw::InBuffer::around(input), raw::OutBuffer::around(out));
+        while out.pos() < out.capacity() {
+            let before = (input.pos(), out.pos());
+            decoder.run(&mut input, &mut out).map_err(text)?;
+            if (input.pos(), out.pos()) == before {
+                return Err("the data ends before the cluster does".into());
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
