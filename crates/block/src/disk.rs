@@ -266,7 +266,7 @@ impl Drop for Disk {
 
 /// What guests can be served in blocks of `block_size`.
 pub(crate) fn check_size(spec: &DiskSpec, size: u64) -> Result<()> {
-    if size % u64::from(spec.block_size) == 0 {
+    if size.is_multiple_of(spec.block_size.into()) {
         return Ok(());
     }
     let message = format!("its size, {size} bytes, is not a multiple of block-size={}", spec.block_size);

@@ -43,7 +43,7 @@ impl RawImage {
         if self.file.traits().block_device {
             return refuse(ErrorKind::Unsupported, "a block device has the size that it has");
         }
-        if size % 512 != 0 {
+        if !size.is_multiple_of(512) {
             return refuse(
                 ErrorKind::Invalid,
                 &format!("a disk's size is a multiple of 512 bytes, which {size} is not"),

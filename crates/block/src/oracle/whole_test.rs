@@ -517,6 +517,29 @@ fn writing_into_a_preallocated_image_allocates_nothing() {
 }
 
 #[test]
+fn edge_19_preallocated_clusters_with_subclusters_let_the_backing_file_show_through() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, base) = (dir.path().join("disk.qcow2"), dir.path().join("base"));
+    let bytes = noise(5 << 20, &mut Rng::new(3));
+    fs::write(&base, &bytes).unwrap();
+    let params = CreateParams {
+        extended_l2: true,
+        backing: Some((b"base".to_vec(), "raw".into())),
+        ..CreateParams::new(bytes.len() as u64)
+    };
+    create_image(&policy(Engine::Auto).storage, &path, &params, Preallocation::Metadata).unwrap();
+    assert_clean(&path);
+    assert_same(&content(&path), &bytes);
+    let disk = open(&path);
+    let shape = Shape { options: &["extended_l2=on"], base: Base::Raw(100), ..Shape::new(65536) };
+    let model = play(&disk, bytes, &shape, &mut Rng::new(4));
+    disk.close().unwrap();
+    drop(disk);
+    assert_clean(&path);
+    model.check_all(&content(&path)).unwrap();
+}
+
+#[test]
 fn preallocation_over_a_backing_file_is_refused_as_in_qemu() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk.qcow2");

@@ -28,7 +28,7 @@ impl Image {
     pub(crate) fn check_resize(&self, size: u64) -> Result<()> {
         self.check_writable()?;
         let refuse = |kind, message: String| Err(Error::new(kind, message).at_path(&self.path));
-        if size % 512 != 0 {
+        if !size.is_multiple_of(512) {
             return refuse(
                 ErrorKind::Invalid,
                 format!("a disk's size is a multiple of 512 bytes, which {size} is not"),
@@ -161,7 +161,7 @@ impl Image {
     async fn unmap_from(&self, queue: &Rc<Queue>, from: u64) -> Result<()> {
         let coverage = self.geometry.l2_coverage();
         // At the start of a table there is nothing that an earlier part of the disk shares it with.
-        if from % coverage == 0 || self.l1_entry((from / coverage) as usize).raw() == 0 {
+        if from.is_multiple_of(coverage) || self.l1_entry((from / coverage) as usize).raw() == 0 {
             return Ok(());
         }
         let end = (from / coverage + 1) * coverage;

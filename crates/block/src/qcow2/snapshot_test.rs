@@ -155,7 +155,7 @@ fn snapshot_is_found_by_its_id_before_its_name() {
     let named_one = disk.create_snapshot("1").unwrap();
     assert_eq!(named_one.id, "2");
     disk.delete_snapshot("1").unwrap();
-    assert_eq!(disk.snapshots().unwrap(), [named_one.clone()]);
+    assert_eq!(disk.snapshots().unwrap(), [named_one]);
     disk.delete_snapshot("1").unwrap();
     assert!(disk.snapshots().unwrap().is_empty());
 }

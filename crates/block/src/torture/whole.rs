@@ -23,6 +23,9 @@ pub(super) struct Taken {
     sure: bool,
 }
 
+/// How a change ended.
+type Ended = Result<Option<String>, Error>;
+
 /// A change in flight.
 pub(super) struct Changing {
     queue: Rc<Queue>,
@@ -30,8 +33,8 @@ pub(super) struct Changing {
     what: Whole,
     /// The snapshot that is being deleted.
     id: Option<String>,
-    /// With the ID of a snapshot that was taken.
-    result: Rc<RefCell<Option<Result<Option<String>, Error>>>>,
+    /// Once it has ended, with the ID of a snapshot that was taken.
+    result: Rc<RefCell<Option<Ended>>>,
 }
 
 impl Changing {
@@ -103,12 +106,7 @@ impl Play {
         Ok(Some(changing))
     }
 
-    fn end_change(
-        &mut self,
-        changing: &Changing,
-        ended: Result<Option<String>, Error>,
-        disk: &Disk,
-    ) -> Result<(), String> {
+    fn end_change(&mut self, changing: &Changing, ended: Ended, disk: &Disk) -> Result<(), String> {
         let Changing { op, what, id, .. } = changing;
         self.world.note(|| format!("op {op} done: {ended:?}"));
         self.model.end_whole(*op, what, ended.is_ok(), disk.size() / 512)?;
