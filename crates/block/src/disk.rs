@@ -1,6 +1,7 @@
-//! A disk: a chain of images, served by queues.
+//! A disk: a chain of images, served by queues. How it changes as a whole while it is served: [`crate::change`].
 //!
-//! Locks: the disk itself has none on the way of a request; see [`crate::qcow2`].
+//! Locks: the disk itself has none on the way of a request; see [`crate::qcow2`]. Its topmost layer stands behind a lock that is held
+//! only to take it and to replace it; each queue has it at hand, and takes it anew when the generation has changed.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -16,7 +17,7 @@ use crate::node::Node;
 use crate::queue::{Outcome, Queue};
 use crate::request::{Event, Limits, Request, RequestQueue, Wait};
 use crate::spec::{DetectZeroes, DiskSpec, Format};
-use crate::sync::{Arc, AtomicBool, AtomicUsize, Ordering};
+use crate::sync::{Arc, AsyncMutex, AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering};
 
 /// The most bytes that one request may discard or zero.
 const DISCARD_MAX: u64 = 1 << 30;
@@ -36,7 +37,14 @@ pub struct LayerInfo {
 pub struct Disk {
     spec: DiskSpec,
     storage: Arc<dyn Storage>,
-    node: Arc<Node>,
+    /// The topmost layer. It is replaced only while the gate of `grace` is closed.
+    node: Mutex<Arc<Node>>,
+    /// How often the topmost layer has been replaced.
+    generation: AtomicU64,
+    /// The requests in flight.
+    grace: Arc<Grace>,
+    /// Held by whatever changes the disk as a whole.
+    changes: AsyncMutex,
     queues: AtomicUsize,
     closed: AtomicBool,
 }
@@ -57,25 +65,47 @@ impl Disk {
     /// Opens a disk with the operations of `queue`.
     pub(crate) async fn open_on(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy) -> Result<Arc<Self>> {
         let node = chain::open(queue, spec, policy).await?;
-        let size = node.size();
-        if size % u64::from(spec.block_size) != 0 {
-            let message = format!("its size, {size} bytes, is not a multiple of block-size={}", spec.block_size);
-            return Err(Error::new(ErrorKind::Invalid, message).at_path(&spec.path));
-        }
+        check_size(spec, node.size())?;
         node.begin_writing(queue).await?;
         Ok(Arc::new(Self {
             spec: spec.clone(),
             storage: policy.storage.clone(),
-            node,
+            grace: node.grace().cloned().unwrap_or_default(),
+            node: Mutex::new(node),
+            generation: AtomicU64::new(0),
+            changes: AsyncMutex::default(),
             queues: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
         }))
     }
 
+    /// The topmost layer as it is now. Only who has entered may rely on it.
+    pub(crate) fn node(&self) -> Arc<Node> {
+        self.node.lock().clone()
+    }
+
+    /// Puts another topmost layer in the place of the one that is there. The gate is closed.
+    pub(crate) fn replace(&self, node: Arc<Node>) {
+        *self.node.lock() = node;
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn grace(&self) -> &Arc<Grace> {
+        &self.grace
+    }
+
+    pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    pub(crate) fn changes(&self) -> &AsyncMutex {
+        &self.changes
+    }
+
     /// The virtual size in bytes, a multiple of 512.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.node.size()
+        self.node().size()
     }
 
     /// Whether the guest may only read.
@@ -93,11 +123,11 @@ impl Disk {
     /// What the guest is told of the geometry.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        let block_size = self.spec.block_size;
+        let (node, block_size) = (self.node(), self.spec.block_size);
         Limits {
             block_size,
-            physical_block_size: block_size.max(self.node.data_file().traits().align).max(4096),
-            discard_granularity: self.node.granularity().max(block_size),
+            physical_block_size: block_size.max(node.data_file().traits().align).max(4096),
+            discard_granularity: node.granularity().max(block_size),
             max_discard: DISCARD_MAX,
         }
     }
@@ -105,7 +135,8 @@ impl Disk {
     /// The layers, the topmost first.
     #[must_use]
     pub fn layers(&self) -> Vec<LayerInfo> {
-        let layers = std::iter::successors(Some(&self.node), |node| node.backing());
+        let top = self.node();
+        let layers = std::iter::successors(Some(&top), |node| node.backing());
         let info = |node: &Arc<Node>| LayerInfo { path: node.path().into(), format: node.format(), size: node.size() };
         layers.map(info).collect()
     }
@@ -120,7 +151,11 @@ impl Disk {
     }
 
     pub(crate) fn queue_on(self: &Arc<Self>, driver: Box<dyn Driver>) -> DiskQueue {
+        // In this order: a layer that comes in between is taken anew at the first request.
+        let generation = self.generation.load(Ordering::SeqCst);
         DiskQueue {
+            node: self.node(),
+            generation,
             disk: self.clone(),
             queue: Queue::new(driver),
             number: self.queues.fetch_add(1, Ordering::Relaxed),
@@ -138,24 +173,20 @@ impl Disk {
     /// When something could not be written: then the image may lack what was not flushed before, but is consistent.
     pub fn close(&self) -> Result<()> {
         let queue = Queue::new(blocking_driver(&self.storage)?);
-        let node = self.node.clone();
+        let node = self.node();
         let task = {
-            let queue = queue.clone();
-            async move { node.finish(&queue).await }
+            let (queue, node, broken) = (queue.clone(), node.clone(), self.grace.is_broken().then(|| self.broken()));
+            // What is in memory of a disk whose change was cut short must not be written over what is in the file.
+            async move { if let Some(error) = broken { Err(error) } else { node.finish(&queue).await } }
         };
         let result = block_on(&queue, task);
         self.closed.store(true, Ordering::SeqCst);
-        let layers = std::iter::successors(Some(&self.node), |node| node.backing());
+        let layers = std::iter::successors(Some(&node), |node| node.backing());
         for node in layers {
             node.file().unlock();
             node.data_file().unlock();
         }
         result
-    }
-
-    #[cfg(test)]
-    pub(crate) fn node(&self) -> &Arc<Node> {
-        &self.node
     }
 
     /// Ends the disk without writing anything more, as the death of the process would.
@@ -164,8 +195,27 @@ impl Disk {
         self.closed.store(true, Ordering::SeqCst);
     }
 
-    async fn serve(&self, queue: &Rc<Queue>, request: &Request) -> Result<()> {
-        let node = &self.node;
+    /// What everyone hears of a disk after a change that was cut short.
+    pub(crate) fn broken(&self) -> Error {
+        let message = "a change of the disk was cut short, and its image could not be read again; close the disk and \
+                       open it anew";
+        Error::new(ErrorKind::Io, message).at_path(&self.spec.path)
+    }
+
+    /// Enters once the gate is open, and checks the request against the disk as it is then.
+    async fn enter_when_open(&self, queue: usize, request: &Request) -> Result<(Entered, Arc<Node>)> {
+        while self.grace.opened().await {
+            let Some(ticket) = self.grace.enter(queue, matches!(request, Request::Flush)) else { continue };
+            let entered = Entered { grace: self.grace.clone(), ticket };
+            let node = self.node();
+            self.check(&node, request)?;
+            return Ok((entered, node));
+        }
+        Err(self.broken())
+    }
+
+    /// Serves a request, which has entered.
+    async fn serve(&self, node: &Node, queue: &Rc<Queue>, request: &Request) -> Result<()> {
         match request {
             Request::Read { offset, data } => node.read(queue, *offset, data).await,
             Request::Write { offset, data } => {
@@ -185,7 +235,7 @@ impl Disk {
         }
     }
 
-    fn check(&self, request: &Request) -> Result<()> {
+    fn check(&self, node: &Node, request: &Request) -> Result<()> {
         let (offset, len, writes) = match request {
             Request::Read { offset, data } => (*offset, segs_len(data), false),
             Request::Write { offset, data } => (*offset, segs_len(data), true),
@@ -195,9 +245,9 @@ impl Disk {
         if writes && self.spec.readonly {
             return Err(Error::new(ErrorKind::ReadOnly, "the disk is read-only").at_path(&self.spec.path));
         }
-        if (offset | len) % 512 != 0 || len == 0 || offset.checked_add(len).is_none_or(|end| end > self.size()) {
-            let message =
-                format!("a request for {len} bytes at {offset} does not fit the disk of {} bytes", self.size());
+        let size = node.size();
+        if (offset | len) % 512 != 0 || len == 0 || offset.checked_add(len).is_none_or(|end| end > size) {
+            let message = format!("a request for {len} bytes at {offset} does not fit the disk of {size} bytes");
             return Err(Error::new(ErrorKind::Invalid, message).at_path(&self.spec.path));
         }
         Ok(())
@@ -214,7 +264,16 @@ impl Drop for Disk {
     }
 }
 
-fn blocking_driver(storage: &Arc<dyn Storage>) -> Result<Box<dyn Driver>> {
+/// What guests can be served in blocks of `block_size`.
+pub(crate) fn check_size(spec: &DiskSpec, size: u64) -> Result<()> {
+    if size.is_multiple_of(spec.block_size.into()) {
+        return Ok(());
+    }
+    let message = format!("its size, {size} bytes, is not a multiple of block-size={}", spec.block_size);
+    Err(Error::new(ErrorKind::Invalid, message).at_path(&spec.path))
+}
+
+pub(crate) fn blocking_driver(storage: &Arc<dyn Storage>) -> Result<Box<dyn Driver>> {
     storage.blocking_driver().map_err(|e| Error::io("cannot set up an I/O queue", e))
 }
 
@@ -240,7 +299,7 @@ pub(crate) fn block_on<T: 'static>(queue: &Rc<Queue>, future: impl Future<Output
 /// A direct operation in flight.
 struct Direct {
     tag: u64,
-    ticket: Option<Ticket>,
+    ticket: Ticket,
     write: bool,
     offset: u64,
 }
@@ -248,6 +307,9 @@ struct Direct {
 /// A queue of requests to one [`Disk`], owned by the thread that serves it.
 pub struct DiskQueue {
     disk: Arc<Disk>,
+    /// The disk's topmost layer, and its generation.
+    node: Arc<Node>,
+    generation: u64,
     queue: Rc<Queue>,
     number: usize,
     direct: Vec<Option<Direct>>,
@@ -257,33 +319,30 @@ pub struct DiskQueue {
     in_flight: Rc<Cell<usize>>,
 }
 
-/// Leaves the grace period when the request is over, however it ends.
+/// Leaves when the request is over, however it ends.
 struct Entered {
-    grace: Option<Arc<Grace>>,
-    ticket: Option<Ticket>,
+    grace: Arc<Grace>,
+    ticket: Ticket,
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        if let (Some(grace), Some(ticket)) = (&self.grace, self.ticket.take()) {
-            grace.leave(ticket);
-        }
+        self.grace.leave(self.ticket);
     }
 }
 
 impl DiskQueue {
-    fn enter(&self) -> Option<Ticket> {
-        self.disk.node.grace().map(|grace| grace.enter(self.number))
-    }
-
-    fn leave(&self, ticket: Option<Ticket>) {
-        if let (Some(grace), Some(ticket)) = (self.disk.node.grace(), ticket) {
-            grace.leave(ticket);
+    /// Takes the disk's topmost layer anew if it has been replaced. Who has entered before keeps it as long as he is in.
+    fn follow(&mut self) {
+        let generation = self.disk.generation.load(Ordering::SeqCst);
+        if generation != self.generation {
+            self.node = self.disk.node();
+            self.generation = generation;
         }
     }
 
     /// Sends a read or write that one operation in place can serve. Otherwise gives the request back.
-    fn try_direct(&mut self, tag: u64, request: Request) -> std::result::Result<(), Request> {
+    fn try_direct(&mut self, tag: u64, request: Request, ticket: Ticket) -> std::result::Result<(), Request> {
         let (offset, data, write) = match request {
             Request::Read { offset, data } => (offset, data, false),
             Request::Write { offset, data } if self.disk.spec.detect_zeroes == DetectZeroes::Off => {
@@ -291,17 +350,13 @@ impl DiskQueue {
             }
             other => return Err(other),
         };
-        let again = |data| if write { Request::Write { offset, data } } else { Request::Read { offset, data } };
-        // Before the lookup: what is found then cannot be used for anything else until we leave.
-        let ticket = self.enter();
-        let node = &self.disk.node;
+        let node = &self.node;
         let fits = |(file, place): &(&File, u64)| {
             let align = file.traits().align;
             is_aligned(align, *place, &data) && !(write && align > 512)
         };
         let Some((file, place)) = node.mapped(offset, segs_len(&data), write).filter(fits) else {
-            self.leave(ticket);
-            return Err(again(data));
+            return Err(if write { Request::Write { offset, data } } else { Request::Read { offset, data } });
         };
         let direct = Direct { tag, ticket, write, offset: place };
         let slot = match self.free.pop() {
@@ -319,22 +374,26 @@ impl DiskQueue {
         Ok(())
     }
 
-    fn spawn(&self, tag: u64, request: Request) {
-        let grace = self.disk.node.grace().cloned();
-        // A flush uses no place of guest data, and waits for those who do.
-        let ticket = if matches!(request, Request::Flush) { None } else { self.enter() };
-        let entered = Entered { grace, ticket };
-        let (disk, queue) = (self.disk.clone(), self.queue.clone());
+    /// Serves a request in a task. Without a ticket it waits until the disk has changed, and then enters.
+    fn spawn(&self, tag: u64, request: Request, ticket: Option<Ticket>) {
+        let entered = ticket.map(|ticket| (Entered { grace: self.disk.grace.clone(), ticket }, self.node.clone()));
+        let (disk, queue, number) = (self.disk.clone(), self.queue.clone(), self.number);
         let (finished, in_flight) = (self.finished.clone(), self.in_flight.clone());
         self.queue.spawn(async move {
-            let result = disk.serve(&queue, &request).await;
-            drop(entered);
-            in_flight.set(in_flight.get() - 1);
-            let data = match request {
-                Request::Read { data, .. } | Request::Write { data, .. } => data,
-                _ => Vec::new(),
+            let entered = match entered {
+                Some(entered) => Ok(entered),
+                None => disk.enter_when_open(number, &request).await,
             };
-            finished.borrow_mut().push(Event::Done { tag, result, data });
+            let result = match entered {
+                Ok((entered, node)) => {
+                    let result = disk.serve(&node, &queue, &request).await;
+                    drop(entered);
+                    result
+                }
+                Err(error) => Err(error),
+            };
+            in_flight.set(in_flight.get() - 1);
+            finished.borrow_mut().push(Event::Done { tag, result, data: request.into_data() });
         });
     }
 
@@ -344,10 +403,10 @@ impl DiskQueue {
             Outcome::Direct { tag: slot, result, data } => {
                 let direct = self.direct.get_mut(slot as usize)?.take()?;
                 self.free.push(slot as usize);
-                self.leave(direct.ticket);
+                self.disk.grace.leave(direct.ticket);
                 self.in_flight.set(self.in_flight.get() - 1);
                 let what = if direct.write { "cannot write" } else { "cannot read" };
-                let path = self.disk.node.path();
+                let path = self.node.path();
                 let result = result.map_err(|e| Error::io(what, e).at_path(path).at_offset(direct.offset));
                 Some(Event::Done { tag: direct.tag, result, data })
             }
@@ -358,17 +417,19 @@ impl DiskQueue {
 impl RequestQueue for DiskQueue {
     fn submit(&mut self, tag: u64, request: Request) {
         self.in_flight.set(self.in_flight.get() + 1);
-        if let Err(error) = self.disk.check(&request) {
+        // Before anything is looked up: what is found then cannot be used for anything else until we leave.
+        let Some(ticket) = self.disk.grace.enter(self.number, matches!(request, Request::Flush)) else {
+            return self.spawn(tag, request, None);
+        };
+        self.follow();
+        if let Err(error) = self.disk.check(&self.node, &request) {
+            self.disk.grace.leave(ticket);
             self.in_flight.set(self.in_flight.get() - 1);
-            let data = match request {
-                Request::Read { data, .. } | Request::Write { data, .. } => data,
-                _ => Vec::new(),
-            };
-            self.finished.borrow_mut().push(Event::Done { tag, result: Err(error), data });
+            self.finished.borrow_mut().push(Event::Done { tag, result: Err(error), data: request.into_data() });
             return;
         }
-        if let Err(request) = self.try_direct(tag, request) {
-            self.spawn(tag, request);
+        if let Err(request) = self.try_direct(tag, request, ticket) {
+            self.spawn(tag, request, Some(ticket));
         }
     }
 
@@ -378,6 +439,8 @@ impl RequestQueue for DiskQueue {
 
     fn wait(&mut self, mode: Wait, events: &mut Vec<Event>) -> io::Result<()> {
         let before = events.len();
+        // A queue without requests does not keep a layer, and its caches, that the disk has replaced.
+        self.follow();
         loop {
             events.append(&mut self.finished.borrow_mut());
             let block = mode == Wait::Block && events.len() == before;
@@ -404,8 +467,8 @@ impl Drop for DiskQueue {
     fn drop(&mut self) {
         // First of all: until nothing is in flight no ticket may be given back, and the disk (its files) must stay open.
         self.queue.shut_down();
-        let tickets: Vec<_> = self.direct.drain(..).flatten().map(|d| d.ticket).collect();
-        tickets.into_iter().for_each(|ticket| self.leave(ticket));
+        let tickets = self.direct.drain(..).flatten().map(|d| d.ticket);
+        tickets.for_each(|ticket| self.disk.grace.leave(ticket));
     }
 }
 

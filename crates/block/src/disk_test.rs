@@ -46,7 +46,7 @@ fn freed_under_a_write(mapped: bool) -> bool {
     let note = {
         let (disk, passed) = (disk.clone(), passed.clone());
         move || {
-            let grace = disk.node.grace().unwrap();
+            let grace = disk.grace();
             passed.set(Some(grace.passed(grace.stamp())));
         }
     };

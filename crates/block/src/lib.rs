@@ -3,6 +3,7 @@
 //! It knows nothing of virtio, of KVM or of the command line.
 
 mod chain;
+mod change;
 mod disk;
 mod error;
 mod flush;
@@ -27,7 +28,9 @@ mod testing;
 mod torture;
 
 pub use chain::OpenPolicy;
+pub use change::SnapshotInfo;
 pub use disk::{Disk, DiskQueue, LayerInfo};
 pub use error::{Error, ErrorKind, Result};
+pub use qcow2::create::{Preallocation, create_image};
 pub use request::{Event, Limits, Request, RequestQueue, Wait};
 pub use spec::{DiskSpec, Format, SpecError};

@@ -271,6 +271,10 @@ impl Queue {
         self.operate(file, Op::WriteZeroes { offset, len }, Vec::new()).await.0
     }
 
+    pub(crate) async fn allocate(self: &Rc<Self>, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        self.operate(file, Op::Allocate { offset, len }, Vec::new()).await.0
+    }
+
     pub(crate) async fn set_length(self: &Rc<Self>, file: &File, len: u64) -> io::Result<()> {
         self.operate(file, Op::SetLength { len }, Vec::new()).await.0
     }

@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::flush::Flushes;
 use crate::io::{Barrier, File, IoSeg, zero_segs};
 use crate::queue::Queue;
-use crate::sync::{AtomicBool, Ordering};
+use crate::sync::{Arc, AtomicBool, Ordering};
 
 /// An open raw image.
 pub(crate) struct RawImage {
@@ -16,7 +16,8 @@ pub(crate) struct RawImage {
     /// The virtual size in bytes: the file's, rounded up to whole sectors.
     pub(crate) size: u64,
     writable: bool,
-    flushes: Flushes,
+    /// Shared with the image that takes this one's place.
+    flushes: Arc<Flushes>,
     /// The host cannot zero a range by itself.
     no_zero_range: AtomicBool,
 }
@@ -30,9 +31,39 @@ impl RawImage {
             path: path.to_path_buf(),
             size: length.next_multiple_of(512),
             writable,
-            flushes: Flushes::new(no_flush),
+            flushes: Arc::new(Flushes::new(no_flush)),
             no_zero_range: AtomicBool::new(false),
         })
+    }
+
+    /// Why the file cannot be made `size` bytes long, as far as that can be told before.
+    pub(crate) fn check_resize(&self, size: u64) -> Result<()> {
+        self.check_writable()?;
+        let refuse = |kind, message: &str| Err(Error::new(kind, message).at_path(&self.path));
+        if self.file.traits().block_device {
+            return refuse(ErrorKind::Unsupported, "a block device has the size that it has");
+        }
+        if !size.is_multiple_of(512) {
+            return refuse(
+                ErrorKind::Invalid,
+                &format!("a disk's size is a multiple of 512 bytes, which {size} is not"),
+            );
+        }
+        Ok(())
+    }
+
+    /// Makes the file `size` bytes long, durably.
+    pub(crate) async fn resize(&self, queue: &Rc<Queue>, size: u64) -> Result<()> {
+        let resized = queue.set_length(&self.file, size).await;
+        resized.map_err(|e| self.error("cannot change the file's length", size, e))?;
+        self.flush(queue).await
+    }
+
+    /// The image as its file is now.
+    pub(crate) fn reload(&self) -> Result<Self> {
+        let mut image = Self::new(self.file.clone(), &self.path, self.writable, false)?;
+        image.flushes = self.flushes.clone();
+        Ok(image)
     }
 
     pub(crate) fn mapped(&self, offset: u64, write: bool) -> Option<u64> {

@@ -46,6 +46,16 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// The segment list, to be given back; empty for a request without one.
+    pub(crate) fn into_data(self) -> Vec<IoSeg> {
+        match self {
+            Self::Read { data, .. } | Self::Write { data, .. } => data,
+            Self::Flush | Self::Discard { .. } | Self::WriteZeroes { .. } => Vec::new(),
+        }
+    }
+}
+
 /// What a queue has to tell the thread that serves it.
 #[derive(Debug)]
 pub enum Event {

@@ -124,7 +124,34 @@ impl Player {
     }
 }
 
+/// Snapshots come and go, and the disk's end moves, while others use its beginning.
+fn change(disk: &Arc<Disk>, time: Duration) {
+    let end = Instant::now() + time;
+    let mut rng = Rng::new(7);
+    let mut taken = Vec::new();
+    let mut changes = 0;
+    while Instant::now() < end {
+        match rng.below(4) {
+            0 if !taken.is_empty() => {
+                let id: String = taken.swap_remove(rng.below(taken.len() as u64) as usize);
+                disk.delete_snapshot(&id).unwrap();
+            }
+            1 => disk.resize((SECTORS + rng.below(4 * SECTORS)) * 512).unwrap(),
+            _ if taken.len() < 4 => taken.push(disk.create_snapshot("now").unwrap().id),
+            _ => {}
+        }
+        changes += 1;
+        std::thread::sleep(Duration::from_millis(rng.below(30)));
+    }
+    assert!(changes > 3, "{changes} changes");
+    disk.resize(SECTORS * 512).unwrap();
+}
+
 fn stress(engine: Engine, cluster_bits: u32, metadata_cache: Option<u64>, time: Duration) {
+    stress_with(engine, cluster_bits, metadata_cache, time, false);
+}
+
+fn stress_with(engine: Engine, cluster_bits: u32, metadata_cache: Option<u64>, time: Duration, changes: bool) {
     let dir = tempfile::tempdir().unwrap();
     let (base, image) = (dir.path().join("base.img"), dir.path().join("disk.qcow2"));
     let content: Vec<u8> = (0..SECTORS).flat_map(|sector| bytes_of(sector, 1)).collect();
@@ -165,6 +192,9 @@ fn stress(engine: Engine, cluster_bits: u32, metadata_cache: Option<u64>, time: 
                 })
             })
             .collect();
+        if changes {
+            change(&disk, time);
+        }
         players.into_iter().map(|player| player.join().unwrap()).collect()
     });
     disk.close().unwrap();
@@ -199,4 +229,10 @@ fn threads_on_thread_pools_lose_nothing() {
 #[test]
 fn threads_with_small_clusters_and_a_tiny_cache_lose_nothing() {
     stress(Engine::Threads, 9, Some(1), Duration::from_secs(3));
+}
+
+#[test]
+fn threads_lose_nothing_while_snapshots_come_and_go_and_the_size_changes() {
+    stress_with(Engine::Auto, 16, None, Duration::from_secs(3), true);
+    stress_with(Engine::Threads, 12, Some(1), Duration::from_secs(3), true);
 }

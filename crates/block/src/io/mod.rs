@@ -195,6 +195,9 @@ pub trait Storage: Send + Sync {
 
     /// Monotonic time since some fixed moment.
     fn now(&self) -> std::time::Duration;
+
+    /// The date: time since the Epoch (the beginning of 1970, UTC).
+    fn date(&self) -> std::time::Duration;
 }
 
 /// Why a flush is made: names the barrier, so that the simulator can take one out and show that it is needed.
@@ -210,7 +213,10 @@ pub enum Barrier {
     Mapping,
     /// A new refcount table with its blocks, before the header names it.
     NewRefTable,
-    /// The header: a new image's, before its making is reported; or autoclear bits taken off, before the first write.
+    /// Tables and refcounts, before the header of an image in use names them.
+    BeforeHeader,
+    /// The header: a new image's, before its making is reported; autoclear bits taken off, before the first write; or one that
+    /// names other tables, before those that it no longer names are freed, and before the change is reported.
     Header,
     /// A new image's structures, before it is named.
     Create,
@@ -218,12 +224,13 @@ pub enum Barrier {
 
 impl Barrier {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Data,
         Self::NewRefblocks,
         Self::BeforeMapping,
         Self::Mapping,
         Self::NewRefTable,
+        Self::BeforeHeader,
         Self::Header,
         Self::Create,
     ];

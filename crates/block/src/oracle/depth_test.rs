@@ -83,7 +83,8 @@ fn a_warm_read_through_200_layers_takes_one_look_and_one_operation() {
     assert_same(&read_all(&disk, 2, &mut rng), &content);
     assert_same(&qemu::content(&dir.path().join("top.qcow2")), &content);
     for (number, cluster) in content.chunks(CLUSTER as usize).enumerate() {
-        let place = disk.node().mapped(number as u64 * CLUSTER + 512, CLUSTER - 512, false);
+        let node = disk.node();
+        let place = node.mapped(number as u64 * CLUSTER + 512, CLUSTER - 512, false);
         let holds_data = cluster.iter().any(|&byte| byte != 0);
         assert_eq!(place.is_some(), holds_data, "cluster {number}");
     }

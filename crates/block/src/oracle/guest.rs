@@ -219,7 +219,7 @@ fn read_part(disk: &Arc<Disk>, ranges: &[(u64, u64)], whole: &Mutex<Vec<u8>>, rn
 pub(super) fn ask(queue: &mut DiskQueue, request: Request) -> crate::error::Result<()> {
     queue.submit(0, request);
     let mut events = Vec::new();
-    while queue.in_flight() > 0 {
+    while events.is_empty() {
         queue.wait(Wait::Block, &mut events).unwrap();
     }
     match events.pop() {

@@ -19,6 +19,7 @@ mod qemu;
 mod read_test;
 mod refusal_test;
 mod secret_test;
+mod whole_test;
 mod write_test;
 
 use crate::io::sim::Rng;

@@ -254,7 +254,7 @@ impl Image {
     }
 
     /// Makes what was written durable.
-    pub(super) async fn barrier(&self, queue: &Rc<Queue>, barrier: Barrier) -> Result<()> {
+    pub(crate) async fn barrier(&self, queue: &Rc<Queue>, barrier: Barrier) -> Result<()> {
         if let Some(external) = &self.external
             && matches!(barrier, Barrier::Data | Barrier::BeforeMapping)
         {

@@ -3,11 +3,30 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use cowhand_qcow2::{CreateParams, FormatError, HostOffset, RefTableEntry, refcount};
+use cowhand_qcow2::{CreateParams, FormatError, Header, HostOffset, L1Entry, L2Entry, RefTableEntry, limits, refcount};
 
+use crate::disk::{block_on, blocking_driver};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Barrier, Buffer, File};
+use crate::io::{Barrier, Buffer, File, Storage, zero_segs};
 use crate::queue::Queue;
+use crate::sync::Arc;
+
+/// How many zeros are written at once.
+const FILL_BYTES: u64 = 4 << 20;
+
+/// What of a new image's space is taken at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preallocation {
+    /// Nothing: tables and clusters come as they are written.
+    #[default]
+    Off,
+    /// The L2 tables, and a place in the file for each cluster; the host's space comes as they are written.
+    Metadata,
+    /// The host's space too, as the host reserves it.
+    Falloc,
+    /// The host's space too, written with zeros.
+    Full,
+}
 
 /// Writes an empty image into the empty file `file`: the header last, when all it names is durable.
 pub(crate) async fn create(
@@ -17,43 +36,156 @@ pub(crate) async fn create(
     params: &CreateParams,
     no_flush: bool,
 ) -> Result<()> {
+    create_with(queue, file, path, params, Preallocation::Off, no_flush).await
+}
+
+/// Makes a new image file, which must not exist yet, with its directory entry durable. A file that could not be finished is
+/// removed.
+///
+/// # Errors
+/// The options contradict each other; the file exists; the host's.
+pub fn create_image(
+    storage: &Arc<dyn Storage>,
+    path: &Path,
+    params: &CreateParams,
+    preallocation: Preallocation,
+) -> Result<()> {
+    let io_error = |what: &'static str| move |e: std::io::Error| Error::io(what, e).at_path(path);
+    let queue = Queue::new(blocking_driver(storage)?);
+    let file = storage.create(path).map_err(io_error("cannot create"))?;
+    let task = {
+        let (queue, path, params) = (queue.clone(), path.to_path_buf(), params.clone());
+        async move { create_with(&queue, &file, &path, &params, preallocation, false).await }
+    };
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let made = block_on(&queue, task)
+        .and_then(|()| storage.sync_dir(dir).map_err(io_error("cannot make the directory entry durable")));
+    if made.is_err() {
+        // What went wrong is what matters; a file that stays has no header, and is no image.
+        let _ = storage.remove(path);
+    }
+    made
+}
+
+/// Where the structures of a new image lie, in clusters: one after the other, after the header.
+struct Plan {
+    /// Clusters of the refcount table, from 1 on.
+    tables: u64,
+    /// Refcount blocks.
+    blocks: u64,
+    /// Clusters of the L1 table.
+    l1: u64,
+    /// L2 tables.
+    l2: u64,
+    /// Clusters for guest data.
+    data: u64,
+}
+
+impl Plan {
+    fn new(header: &Header, preallocation: Preallocation) -> Self {
+        let bits = header.cluster_bits;
+        let l1 = bits.clusters_for(u64::from(header.l1_size) * 8);
+        let (l2, data) = match preallocation {
+            Preallocation::Off => (0, 0),
+            _ => (header.l1_entries_needed(), bits.clusters_for(header.size)),
+        };
+        let mut plan = Self { tables: 1, blocks: 1, l1, l2, data };
+        // The counts depend on each other a little.
+        loop {
+            let blocks = plan.total().div_ceil(header.refcount_block_entries());
+            let tables = bits.clusters_for(plan.blocks * 8);
+            if blocks <= plan.blocks && tables <= plan.tables {
+                return plan;
+            }
+            (plan.tables, plan.blocks) = (tables.max(plan.tables), blocks.max(plan.blocks));
+        }
+    }
+
+    fn first_block(&self) -> u64 {
+        1 + self.tables
+    }
+
+    fn first_l1(&self) -> u64 {
+        self.first_block() + self.blocks
+    }
+
+    fn first_l2(&self) -> u64 {
+        self.first_l1() + self.l1
+    }
+
+    fn first_data(&self) -> u64 {
+        self.first_l2() + self.l2
+    }
+
+    fn total(&self) -> u64 {
+        self.first_data() + self.data
+    }
+}
+
+/// The same, with space taken at once: all clusters of the disk lie together, in order, after the tables.
+///
+/// # Errors
+/// Also when preallocation is asked for over a backing file, whose content the clusters would hide, or with an external data file.
+pub(crate) async fn create_with(
+    queue: &Rc<Queue>,
+    file: &File,
+    path: &Path,
+    params: &CreateParams,
+    preallocation: Preallocation,
+    no_flush: bool,
+) -> Result<()> {
     let format_error = |e: FormatError| Error::new(ErrorKind::Invalid, e.to_string()).at_path(path);
     let io_error = |e: std::io::Error| Error::io("cannot write", e).at_path(path);
     let mut header = params.header().map_err(format_error)?;
-    let bits = header.cluster_bits;
-    let per_block = header.refcount_block_entries();
-    let l1_clusters = bits.clusters_for(u64::from(header.l1_size) * 8).max(1);
-
-    // Header, refcount table, refcount blocks, L1 table, in this order; the counts depend on each other a little.
-    let (mut tables, mut blocks) = (1, 1);
-    loop {
-        let total = 1 + tables + blocks + l1_clusters;
-        let (need_blocks, need_tables) = (total.div_ceil(per_block), bits.clusters_for(blocks * 8));
-        if need_blocks <= blocks && need_tables <= tables {
-            break;
-        }
-        (tables, blocks) = (need_tables.max(tables), need_blocks.max(blocks));
+    let refuse = |kind, message: &str| Err(Error::new(kind, message).at_path(path));
+    if preallocation != Preallocation::Off && params.backing.is_some() && !params.extended_l2 {
+        let message = "space cannot be preallocated over a backing file, which it would hide";
+        return refuse(ErrorKind::Invalid, message);
     }
-    let total = 1 + tables + blocks + l1_clusters;
+    if preallocation != Preallocation::Off && params.data_file.is_some() {
+        return refuse(ErrorKind::Unsupported, "space cannot be preallocated in an external data file");
+    }
+    let bits = header.cluster_bits;
+    let plan = Plan::new(&header, preallocation);
     let place = |cluster: u64| HostOffset::new(cluster << bits.bits());
+    if bits.size() * plan.tables > limits::REFCOUNT_TABLE_BYTES_MAX {
+        let message = "the refcounts of so large an image would not fit; take larger clusters or narrower refcounts";
+        return refuse(ErrorKind::Invalid, message);
+    }
     header.refcount_table_offset = place(1);
-    header.refcount_table_clusters = tables as u32;
-    header.l1_table_offset = place(1 + tables + blocks);
+    // Bounded just above.
+    header.refcount_table_clusters = plan.tables as u32;
+    if plan.l1 > 0 {
+        header.l1_table_offset = place(plan.first_l1());
+    }
 
     let cluster = bits.size() as usize;
-    let mut table = Buffer::zeroed(tables as usize * cluster);
-    for (block, entry) in (0..blocks).zip(table.chunks_exact_mut(8)) {
-        let named = RefTableEntry::new(place(1 + tables + block)).map_err(format_error)?;
-        entry.copy_from_slice(&named.raw().to_be_bytes());
+    let per_block = header.refcount_block_entries();
+    let mut table = Buffer::zeroed(plan.tables as usize * cluster);
+    for (block, entry) in (0..plan.blocks).zip(table.chunks_exact_mut(8)) {
+        let at = place(plan.first_block() + block);
+        entry.copy_from_slice(&RefTableEntry::new(at).map_err(format_error)?.raw().to_be_bytes());
         let mut counts = Buffer::zeroed(cluster);
-        let first = block * per_block;
-        for index in 0..total.saturating_sub(first).min(per_block) {
+        for index in 0..plan.total().saturating_sub(block * per_block).min(per_block) {
             refcount::set(params.refcount_order, &mut counts, index as usize, 1).map_err(format_error)?;
         }
-        queue.write_buffer(file, place(1 + tables + block).get(), counts).await.map_err(io_error)?;
+        queue.write_buffer(file, at.get(), counts).await.map_err(io_error)?;
     }
     queue.write_buffer(file, place(1).get(), table).await.map_err(io_error)?;
-    queue.set_length(file, place(total).get()).await.map_err(io_error)?;
+    let mut l1 = Buffer::zeroed(plan.l1 as usize * cluster);
+    for (table, entry) in (0..plan.l2).zip(l1.chunks_exact_mut(8)) {
+        let at = place(plan.first_l2() + table);
+        entry.copy_from_slice(&L1Entry::new(at, true).map_err(format_error)?.raw().to_be_bytes());
+        let l2 = preallocated_l2(&header, &plan, table).map_err(format_error)?;
+        queue.write_buffer(file, at.get(), l2).await.map_err(io_error)?;
+    }
+    if plan.l2 > 0 {
+        queue.write_buffer(file, header.l1_table_offset.get(), l1).await.map_err(io_error)?;
+    }
+    queue.set_length(file, place(plan.total()).get()).await.map_err(io_error)?;
+    take_space(queue, file, place(plan.first_data()).get(), plan.data << bits.bits(), preallocation)
+        .await
+        .map_err(io_error)?;
     if !no_flush {
         queue.flush(file, Barrier::Create).await.map_err(io_error)?;
     }
@@ -63,4 +195,42 @@ pub(crate) async fn create(
         queue.flush(file, Barrier::Header).await.map_err(io_error)?;
     }
     Ok(())
+}
+
+/// A preallocated L2 table. With extended L2 entries no subcluster is allocated: what they are shows through, or is zero.
+fn preallocated_l2(header: &Header, plan: &Plan, table: u64) -> std::result::Result<Buffer, FormatError> {
+    let bits = header.cluster_bits;
+    let mut l2 = Buffer::zeroed(bits.size() as usize);
+    let first = table * header.l2_entries();
+    let entries = l2.chunks_exact_mut(header.geometry().l2_entry_size() as usize);
+    for (cluster, entry) in (first..plan.data).zip(entries) {
+        let place = HostOffset::new((plan.first_data() + cluster) << bits.bits());
+        entry[..8].copy_from_slice(&L2Entry::data(place, true)?.raw().to_be_bytes());
+    }
+    Ok(l2)
+}
+
+/// Has the host give space for guest data, which reads as zeros.
+async fn take_space(
+    queue: &Rc<Queue>,
+    file: &File,
+    offset: u64,
+    len: u64,
+    preallocation: Preallocation,
+) -> std::io::Result<()> {
+    match preallocation {
+        _ if len == 0 => Ok(()),
+        // The file is as long as that already, and empty there.
+        Preallocation::Off | Preallocation::Metadata => Ok(()),
+        Preallocation::Falloc => queue.allocate(file, offset, len).await,
+        Preallocation::Full => {
+            let mut done = 0;
+            while done < len {
+                let n = (len - done).min(FILL_BYTES);
+                queue.write(file, offset + done, zero_segs(n), Vec::new()).await?;
+                done += n;
+            }
+            Ok(())
+        }
+    }
 }

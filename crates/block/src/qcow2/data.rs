@@ -17,6 +17,7 @@ use crate::queue::Queue;
 use crate::sync::Arc;
 
 /// An external data file: each cluster lies in it where the guest sees it. (Specification, incompatible bit 2.)
+#[derive(Clone)]
 pub(crate) struct DataFile {
     pub(crate) file: File,
     pub(crate) path: PathBuf,

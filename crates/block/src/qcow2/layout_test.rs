@@ -150,7 +150,7 @@ fn l1_entry_that_is_nothing_but_the_copied_flag_is_no_table() {
 
 #[test]
 fn first_in_finds_the_first_cluster_of_metadata() {
-    let part = |clusters| Part { what: "x", clusters, shared: false };
+    let part = |clusters| Part { what: "x", clusters, l2: false, shared: false };
     let layout = Layout::new(vec![part(10..12), part(0..1), part(12..13), part(20..21)]).unwrap();
     assert_eq!(layout.first_in(&(1..10)), None);
     assert_eq!(layout.first_in(&(1..11)), Some(10));

@@ -123,7 +123,7 @@ impl Image {
         self.check_run(&run)
     }
 
-    fn check_run(&self, clusters: &Range<u64>) -> Result<()> {
+    pub(super) fn check_run(&self, clusters: &Range<u64>) -> Result<()> {
         let Some(cluster) = self.layout.first_in(clusters) else { return Ok(()) };
         let message = "the image is damaged: guest data lies in a cluster of metadata; look at it with a check";
         let offset = cluster << self.geometry.cluster_bits.bits();

@@ -4,6 +4,8 @@
 //! [`publish`] changes that; [`refcounts`] and [`space`] give host clusters out and take
 //! them back; [`commit`] writes metadata in the order that survives a power cut; [`read`], [`write`] and [`zero`] serve requests;
 //! [`data`] reads and writes the data itself; [`compressed`] decodes clusters; [`layout`] keeps guest data off the metadata; [`open`] validates an image and [`create`] makes one.
+//! [`snapshot`] and [`resize`] change an image as a whole, alone with it: they work on the file by means of [`tree`], [`run`] and
+//! [`snapshot_table`], and then it is read again ([`reload`]).
 //!
 //! A mapped cluster is read and written in place without any lock. A change of the mapping goes: take the clusters' range lock,
 //! allocate, write the data, store the L2 entry in the cached slice, mark it dirty. Nothing of that reaches the file's metadata
@@ -25,9 +27,15 @@ pub(crate) mod open;
 mod publish;
 mod read;
 mod refcounts;
+mod reload;
+mod resize;
 mod resolve;
+mod run;
 mod slices;
+pub(crate) mod snapshot;
+pub(crate) mod snapshot_table;
 mod space;
+mod tree;
 mod write;
 mod zero;
 
@@ -42,6 +50,7 @@ use cowhand_qcow2::{FormatError, Geometry, Header, HostOffset, L1Entry};
 use self::compressed::DecodedCache;
 use self::data::DataFile;
 use self::layout::Layout;
+use self::open::ImageOptions;
 use self::refcounts::Refcounts;
 use self::slices::{Slice, SliceCache};
 use crate::error::{Error, ErrorKind};
@@ -106,7 +115,7 @@ pub(crate) struct Image {
     file: File,
     /// Where guest data lies, if not in the file.
     external: Option<DataFile>,
-    cipher: Option<Cipher>,
+    cipher: Option<Arc<Cipher>>,
     path: PathBuf,
     geometry: Geometry,
     /// The virtual size in bytes, a multiple of 512.
@@ -117,7 +126,9 @@ pub(crate) struct Image {
     /// slices are not to say what lies further down.
     below: Box<[Arc<Node>]>,
     writable: bool,
-    flushes: Flushes,
+    options: ImageOptions,
+    /// Shared with the image that takes this one's place when it is read again.
+    flushes: Arc<Flushes>,
     l1: Box<[AtomicU64]>,
     slices: SliceCache,
     /// Where metadata lay when the image was opened; known only to a writer.

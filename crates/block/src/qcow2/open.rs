@@ -13,6 +13,7 @@ use super::layout::{Layout, Overlap, Part};
 use super::mapping::be64;
 use super::refcounts::Refcounts;
 use super::slices::{SLICE_BYTES, SliceCache};
+use super::snapshot_table::SnapshotTable;
 use super::{HeaderState, Image, Meta};
 use crate::error::{Error, ErrorKind, Result};
 use crate::flush::Flushes;
@@ -113,11 +114,25 @@ impl Opening {
         options: ImageOptions,
     ) -> Result<Image> {
         self.check_features(options.writable)?;
-        let cipher = self.cipher(queue, secret).await?;
+        let cipher = self.cipher(queue, secret).await?.map(Arc::new);
+        let size = self.header.size;
+        self.finish_as(queue, (backing, external), cipher, options, size).await
+    }
+
+    /// The same with a cipher that is open already, as an image of `size` bytes where that is not yet what the header says.
+    pub(super) async fn finish_as(
+        self,
+        queue: &Rc<Queue>,
+        (backing, external): (Option<Arc<Node>>, Option<DataFile>),
+        cipher: Option<Arc<Cipher>>,
+        options: ImageOptions,
+        size: u64,
+    ) -> Result<Image> {
         let header = &self.header;
         let geometry = header.geometry();
         let bits = geometry.cluster_bits;
-        let l1_len = usize::try_from(header.l1_entries_needed()).unwrap_or(usize::MAX);
+        // The header was refused if its table did not reach to the end of the disk.
+        let l1_len = usize::try_from(geometry.l1_entries_for(size).min(header.l1_size.into())).unwrap_or(usize::MAX);
         let l1_bytes = self.table(queue, "L1 table", header.l1_table_offset.get(), l1_len * 8).await?;
         let l1: Vec<_> = l1_bytes.chunks_exact(8).map(|b| L1Entry::from_raw(be64(b))).collect();
 
@@ -141,7 +156,13 @@ impl Opening {
         for entry in &table {
             self.check_there("a refcount block", entry.offset(&geometry).ok().flatten(), bits.size())?;
         }
-        let layout = Arc::new(if options.writable { self.layout(&l1, &table)? } else { Layout::default() });
+        let layout = if options.writable {
+            let snapshots = SnapshotTable::read(queue, &self.file, &self.path, &self.header).await?;
+            self.layout(&l1, &table, &snapshots)?
+        } else {
+            Layout::default()
+        };
+        let layout = Arc::new(layout);
         // The flag alone names no table, and must not look like one that may be written.
         let names_table = |e: L1Entry| e.with_copied(false).raw() != 0;
         let l1 = l1.into_iter().map(|e| AtomicU64::new(if names_table(e) { e.raw() } else { 0 })).collect();
@@ -169,7 +190,7 @@ impl Opening {
         let below = std::iter::successors(backing.clone().filter(|_| options.resolve), |node| node.backing().cloned());
         let below = below.collect();
         Ok(Image {
-            size: header.size.next_multiple_of(512),
+            size: size.next_multiple_of(512),
             path: self.path,
             file: self.file,
             external,
@@ -179,7 +200,8 @@ impl Opening {
             backing,
             below,
             writable: options.writable,
-            flushes: Flushes::new(options.no_flush),
+            options,
+            flushes: Arc::new(Flushes::new(options.no_flush)),
             l1,
             slices: SliceCache::new(slice_entries, geometry.extended_l2, slices, budget / 5 * 4),
             layout,
@@ -226,7 +248,7 @@ impl Opening {
     }
 
     /// Where the image's metadata lies: no two structures in one place, and all refcounts inside the file.
-    fn layout(&self, l1: &[L1Entry], refcount_table: &[RefTableEntry]) -> Result<Layout> {
+    fn layout(&self, l1: &[L1Entry], refcount_table: &[RefTableEntry], snapshots: &SnapshotTable) -> Result<Layout> {
         let header = &self.header;
         let geometry = header.geometry();
         let bits = geometry.cluster_bits;
@@ -235,14 +257,20 @@ impl Opening {
         };
         let part = |what, offset: HostOffset, bytes: u64| {
             let first = bits.index_of(offset.get());
-            Part { what, clusters: first..first + bits.clusters_for(bytes), shared: false }
+            Part { what, clusters: first..first + bits.clusters_for(bytes), l2: false, shared: false }
         };
         let table_bytes = refcount_table.len() as u64 * 8;
         let mut parts = vec![
             part("header", HostOffset::new(0), 1),
             part("L1 table", header.l1_table_offset, u64::from(header.l1_size) * 8),
             part("refcount table", header.refcount_table_offset, table_bytes),
+            part("snapshot table", header.snapshots_offset, snapshots.len),
         ];
+        for snapshot in &snapshots.entries {
+            let bytes = u64::from(snapshot.l1_size) * 8;
+            self.check_there("a snapshot's L1 table", Some(snapshot.l1_table_offset), bytes)?;
+            parts.push(part("snapshot's L1 table", snapshot.l1_table_offset, bytes));
+        }
         if let Some(luks) = header.luks_extension().map_err(corrupt)? {
             parts.push(part("encryption header", luks.offset, luks.len));
         }
@@ -256,7 +284,7 @@ impl Opening {
         }
         for entry in l1 {
             let Some(table) = entry.offset(&geometry).map_err(corrupt)? else { continue };
-            parts.push(Part { shared: !entry.copied(), ..part("L2 table", table, 1) });
+            parts.push(Part { l2: true, shared: !entry.copied(), ..part("L2 table", table, 1) });
         }
         Layout::new(parts).map_err(|Overlap { cluster, structures: [one, other] }| {
             let message = format!(

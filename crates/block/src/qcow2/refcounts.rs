@@ -89,6 +89,8 @@ pub(super) struct Refcounts {
     reserved: Arc<Layout>,
     /// The places of refcount blocks, never given out either.
     block_places: HashSet<u64>,
+    /// Clusters that are not to be given out for now.
+    held: Range<u64>,
     /// The file cannot grow past this many clusters.
     limit: u64,
     max_blocks: usize,
@@ -123,6 +125,7 @@ impl Refcounts {
             fresh: file_clusters,
             reserved,
             block_places,
+            held: 0..0,
             limit: limit.map_or(CLUSTER_END >> bits.bits(), |bytes| bytes >> bits.bits()),
             max_blocks: usize::try_from(budget >> bits.bits()).unwrap_or(usize::MAX).max(4),
             clock: 0,
@@ -199,9 +202,13 @@ impl Refcounts {
         Ok(())
     }
 
-    fn is_free(&mut self, cluster: u64) -> Result<bool, Need> {
-        if self.quarantine.contains(&cluster) || self.block_places.contains(&cluster) || self.reserved.contains(cluster)
-        {
+    /// Whether a cluster may be given out.
+    pub(super) fn is_free(&mut self, cluster: u64) -> Result<bool, Need> {
+        let kept = self.quarantine.contains(&cluster)
+            || self.block_places.contains(&cluster)
+            || self.held.contains(&cluster)
+            || self.reserved.contains(cluster);
+        if kept {
             return Ok(false);
         }
         Ok(self.get(cluster)? == 0)
@@ -242,6 +249,44 @@ impl Refcounts {
         Ok(Extent { host: HostOffset::new(first << self.geometry.cluster_bits.bits()), clusters, zeroed })
     }
 
+    /// The first cluster that may be free.
+    pub(super) fn hint(&self) -> u64 {
+        self.hint
+    }
+
+    /// The first cluster that the file cannot grow to.
+    pub(super) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// These clusters, which are free, are not given out until others (or none) are held; they may be written to.
+    pub(super) fn hold(&mut self, clusters: Range<u64>) {
+        self.fresh = self.fresh.max(clusters.end);
+        self.held = clusters;
+    }
+
+    /// A held cluster has one reference from now on.
+    pub(super) fn take(&mut self, cluster: u64, now: u64) -> Result<(), Need> {
+        self.put(cluster, 1, now)
+    }
+
+    /// Whether the table names a block of this index, in memory at least.
+    pub(super) fn has_block(&self, index: u64) -> bool {
+        usize::try_from(index).ok().and_then(|i| self.table.get(i)).is_some_and(|e| e.raw() != 0)
+    }
+
+    /// Makes the block of this index (which the table has room for), in a cluster that was given out.
+    pub(super) fn add_block(&mut self, index: u64, place: HostOffset, now: u64) -> Result<(), FormatError> {
+        let entry = RefTableEntry::new(place)?;
+        if let Some(slot) = usize::try_from(index).ok().and_then(|i| self.table.get_mut(i)) {
+            *slot = entry;
+            self.block_places.insert(self.geometry.cluster_bits.index_of(place.get()));
+            self.unnamed.insert(index);
+            self.add_new_block(index, now);
+        }
+        Ok(())
+    }
+
     /// Sees to it that the block counting `cluster` exists. A new one lies in the first free cluster that it counts itself.
     fn ensure_block(&mut self, cluster: u64, now: u64) -> Result<(), Need> {
         let (index, _) = self.split(cluster);
@@ -273,6 +318,22 @@ impl Refcounts {
         self.clock += 1;
         let block = Block { bytes: vec![0; len].into(), dirty: Some((0..len, now)), used: self.clock };
         self.blocks.insert(index, block);
+    }
+
+    /// Adds a reference to a cluster that is in use.
+    pub(super) fn reference(&mut self, cluster: u64, now: u64) -> Result<(), Need> {
+        let count = self.get(cluster)?;
+        if count == 0 {
+            return Err(Need::Underflow(cluster));
+        }
+        let order = self.geometry.refcount_order;
+        let full = FormatError::RefcountOverflow {
+            value: count,
+            bits: self.geometry.refcount_bits(),
+            max: refcount::max(order),
+        };
+        let more = count.checked_add(1).filter(|more| *more <= refcount::max(order)).ok_or(full)?;
+        self.put(cluster, more, now)
     }
 
     /// Takes one reference off a cluster. Whether that was the last one: then the cluster is quarantined.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use cowhand_qcow2::HostOffset;
+use cowhand_qcow2::{FormatError, HostOffset};
 
 use super::refcounts::{Extent, Need};
 use super::{CLUSTERS_AT_ONCE, Image};
@@ -50,7 +50,7 @@ impl Image {
     }
 
     /// Does the I/O that an operation on the refcounts asked for.
-    async fn satisfy(&self, queue: &Rc<Queue>, need: Need) -> Result<()> {
+    pub(super) async fn satisfy(&self, queue: &Rc<Queue>, need: Need) -> Result<()> {
         match need {
             Need::Block(index, place) => self.load_refblock(queue, index, place).await,
             Need::Table(index) => self.grow_refcount_table(queue, index).await,
@@ -80,6 +80,13 @@ impl Image {
                 let offset = cluster << self.geometry.cluster_bits.bits();
                 let message = "the image is damaged: a cluster in use has a refcount of 0; look at it with a check";
                 Error::new(ErrorKind::Corrupt, message).at_path(&self.path).at_offset(offset)
+            }
+            Need::Format(FormatError::RefcountOverflow { bits, max, .. }) => {
+                let message = format!(
+                    "a cluster has {max} references already, which is all that {bits}-bit refcounts can count; delete \
+                     a snapshot, or convert the image with wider refcounts"
+                );
+                Error::new(ErrorKind::Invalid, message).at_path(&self.path)
             }
             Need::Format(error) => self.format_error(error),
         }
@@ -146,6 +153,12 @@ impl Image {
                 }
             }
         }
+        self.free(queue, free).await;
+        Ok(())
+    }
+
+    /// Punches clusters that have no reference left, and lets them be used again.
+    pub(super) async fn free(&self, queue: &Rc<Queue>, mut free: Vec<u64>) {
         free.sort_unstable();
         for clusters in free.chunk_by(|a, b| a + 1 == *b) {
             let [first, ..] = clusters else { continue };
@@ -162,7 +175,6 @@ impl Image {
                 }
             }
         }
-        Ok(())
     }
 
     fn release(&self, clusters: &[u64]) {

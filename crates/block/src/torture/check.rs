@@ -1,9 +1,12 @@
-//! Whether an image is sound, told from its bytes alone: written against the specification, sharing nothing with the engine but
-//! the format's types.
+//! Whether an image is sound, and what its snapshots hold, told from its bytes alone: written against the specification, sharing nothing
+//! with the engine but the format's types.
 
 use std::collections::BTreeMap;
 
-use cowhand_qcow2::{Header, L1Entry, L2Entry, L2Kind, RefTableEntry, SubclusterBitmap, refcount};
+use cowhand_qcow2::{
+    Geometry, GuestOffset, Header, HostOffset, L1Entry, L2Entry, L2Kind, RefTableEntry, Snapshot, Subcluster,
+    SubclusterBitmap, refcount,
+};
 
 /// The errors that lose data. Leaked clusters are none.
 pub(super) fn check(image: &[u8]) -> Result<(), String> {
@@ -12,84 +15,185 @@ pub(super) fn check(image: &[u8]) -> Result<(), String> {
 
 /// The same for an image some of whose clusters have a reference more, from elsewhere.
 pub(super) fn check_shared(image: &[u8], shared: &[u64]) -> Result<(), String> {
-    let text = |e: cowhand_qcow2::FormatError| e.to_string();
-    let header = Header::parse(image, image.len() as u64).map_err(text)?;
-    let geometry = header.geometry();
-    let bits = geometry.cluster_bits;
-    let cluster = bits.size() as usize;
-    let number = |at: u64| -> u64 {
+    Look::new(image)?.check(shared)
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// An image's bytes.
+pub(super) struct Look<'a> {
+    image: &'a [u8],
+    pub(super) header: Header,
+    geometry: Geometry,
+}
+
+/// What refers to which host cluster, and how often.
+#[derive(Default)]
+struct References {
+    counts: BTreeMap<u64, u64>,
+    /// Those that say that they are the only one.
+    exclusive: Vec<(u64, String)>,
+}
+
+impl References {
+    fn add(&mut self, geometry: &Geometry, host: u64, len: u64) {
+        let bits = geometry.cluster_bits;
+        if len > 0 {
+            for index in bits.index_of(host)..=bits.index_of(host + len - 1) {
+                *self.counts.entry(index).or_default() += 1;
+            }
+        }
+    }
+}
+
+impl<'a> Look<'a> {
+    pub(super) fn new(image: &'a [u8]) -> Result<Self, String> {
+        let header = Header::parse(image, image.len() as u64).map_err(text)?;
+        let geometry = header.geometry();
+        Ok(Self { image, header, geometry })
+    }
+
+    fn number(&self, at: u64) -> u64 {
         let at = at as usize;
-        let mut bytes = [0; 8];
-        if let Some(found) = image.get(at..at + 8) {
-            bytes.copy_from_slice(found);
-        }
-        u64::from_be_bytes(bytes)
-    };
-    let mut references: BTreeMap<u64, u64> = BTreeMap::new();
-    let mut exclusive: Vec<(u64, String)> = Vec::new();
-    let mut refer = |host: u64, len: u64| {
-        for index in bits.index_of(host)..=bits.index_of(host + len.max(1) - 1) {
-            *references.entry(index).or_default() += 1;
-        }
-    };
-    refer(0, 1);
-    shared.iter().for_each(|&cluster| refer(cluster << bits.bits(), 1));
-    refer(header.l1_table_offset.get(), u64::from(header.l1_size) * 8);
-    let table = header.refcount_table_offset.get();
-    let table_len = u64::from(header.refcount_table_clusters) * bits.size();
-    refer(table, table_len);
-    let mut blocks = BTreeMap::new();
-    for index in 0..table_len / 8 {
-        let entry = RefTableEntry::from_raw(number(table + index * 8)).offset(&geometry).map_err(text)?;
-        if let Some(block) = entry {
-            refer(block.get(), bits.size());
-            blocks.insert(index, block.get());
-        }
+        let found = self.image.get(at..at + 8).unwrap_or(&[0; 8]);
+        found.iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
     }
-    for l1 in 0..u64::from(header.l1_size) {
-        let entry = L1Entry::from_raw(number(header.l1_table_offset.get() + l1 * 8));
-        let Some(l2) = entry.offset(&geometry).map_err(|e| format!("L1 entry {l1}: {e}"))? else { continue };
-        refer(l2.get(), bits.size());
-        if entry.copied() {
-            exclusive.push((bits.index_of(l2.get()), format!("L2 table of L1 entry {l1}")));
-        }
-        for index in 0..geometry.l2_entries() {
-            let at = l2.get() + index * geometry.l2_entry_size();
-            let kind = L2Entry::from_raw(number(at)).decode(&geometry);
-            let kind = kind.map_err(|e| format!("L2 entry {l1}/{index}: {e}"))?;
-            if geometry.extended_l2 {
-                let bitmap = SubclusterBitmap::from_raw(number(at + 8));
-                bitmap.validate(&kind).map_err(|e| format!("L2 entry {l1}/{index}: {e}"))?;
-            }
-            match kind {
-                L2Kind::Data { host, copied } | L2Kind::Zero { host: Some(host), copied } => {
-                    refer(host.get(), bits.size());
-                    if copied {
-                        exclusive.push((bits.index_of(host.get()), format!("L2 entry {l1}/{index}")));
-                    }
-                }
-                L2Kind::Compressed(range) => refer(range.host.get(), range.len),
-                _ => {}
+
+    pub(super) fn snapshots(&self) -> Result<Vec<Snapshot>, String> {
+        self.snapshot_table().map(|(snapshots, _)| snapshots)
+    }
+
+    fn snapshot_table(&self) -> Result<(Vec<Snapshot>, u64), String> {
+        let bytes = self.image.get(self.header.snapshots_offset.get() as usize..).unwrap_or_default();
+        let parsed = Snapshot::parse_table(bytes, self.header.snapshot_count, &self.geometry);
+        parsed.map(|(snapshots, len)| (snapshots, len as u64)).map_err(text)
+    }
+
+    fn check(&self, shared: &[u64]) -> Result<(), String> {
+        let (header, bits) = (&self.header, self.geometry.cluster_bits);
+        let mut references = References::default();
+        references.add(&self.geometry, 0, 1);
+        shared.iter().for_each(|&cluster| references.add(&self.geometry, cluster << bits.bits(), 1));
+        let table = header.refcount_table_offset.get();
+        let table_len = u64::from(header.refcount_table_clusters) * bits.size();
+        references.add(&self.geometry, table, table_len);
+        let mut blocks = BTreeMap::new();
+        for index in 0..table_len / 8 {
+            let entry = RefTableEntry::from_raw(self.number(table + index * 8)).offset(&self.geometry).map_err(text)?;
+            if let Some(block) = entry {
+                references.add(&self.geometry, block.get(), bits.size());
+                blocks.insert(index, block.get());
             }
         }
+        self.count_tree("the disk", header.l1_table_offset, header.l1_size, &mut references, true)?;
+        let (snapshots, len) = self.snapshot_table()?;
+        references.add(&self.geometry, header.snapshots_offset.get(), len);
+        for snapshot in snapshots {
+            let what = format!("snapshot {}", String::from_utf8_lossy(&snapshot.id));
+            self.count_tree(&what, snapshot.l1_table_offset, snapshot.l1_size, &mut references, false)?;
+        }
+        for (&index, &used) in &references.counts {
+            let counted = self.counted(&blocks, index)?;
+            if counted < used {
+                return Err(format!("cluster {index:#x} has refcount {counted}, but {used} references"));
+            }
+        }
+        for (index, what) in references.exclusive {
+            let used = references.counts[&index];
+            if used != 1 {
+                return Err(format!("cluster {index:#x} ({what}) is marked COPIED with {used} references"));
+            }
+        }
+        Ok(())
     }
-    let count = |index: u64| -> Result<u64, String> {
-        let per_block = geometry.refcount_block_entries();
+
+    fn counted(&self, blocks: &BTreeMap<u64, u64>, index: u64) -> Result<u64, String> {
+        let per_block = self.geometry.refcount_block_entries();
         let Some(&block) = blocks.get(&(index / per_block)) else { return Ok(0) };
-        let bytes =
-            image.get(block as usize..block as usize + cluster).ok_or("a refcount block past the end of the file")?;
-        refcount::get(geometry.refcount_order, bytes, (index % per_block) as usize).map_err(text)
-    };
-    for (&index, &used) in &references {
-        let counted = count(index)?;
-        if counted < used {
-            return Err(format!("cluster {index:#x} has refcount {counted}, but {used} references"));
-        }
+        let (block, len) = (block as usize, self.geometry.cluster_bits.size() as usize);
+        let bytes = self.image.get(block..block + len).ok_or("a refcount block past the end of the file")?;
+        refcount::get(self.geometry.refcount_order, bytes, (index % per_block) as usize).map_err(text)
     }
-    for (index, what) in exclusive {
-        if references[&index] != 1 {
-            return Err(format!("cluster {index:#x} ({what}) is marked COPIED with {} references", references[&index]));
-        }
+
+    fn l2_table(&self, l1_table: HostOffset, index: u64) -> Result<(L1Entry, Option<HostOffset>), String> {
+        let entry = L1Entry::from_raw(self.number(l1_table.get() + index * 8));
+        let table = entry.offset(&self.geometry).map_err(|e| format!("L1 entry {index}: {e}"))?;
+        Ok((entry, table))
     }
-    Ok(())
+
+    fn count_tree(
+        &self,
+        whose: &str,
+        l1_table: HostOffset,
+        l1_size: u32,
+        references: &mut References,
+        active: bool,
+    ) -> Result<(), String> {
+        let bits = self.geometry.cluster_bits;
+        references.add(&self.geometry, l1_table.get(), u64::from(l1_size) * 8);
+        for l1 in 0..u64::from(l1_size) {
+            let (entry, Some(l2)) = self.l2_table(l1_table, l1)? else { continue };
+            references.add(&self.geometry, l2.get(), bits.size());
+            if entry.copied() && active {
+                references.exclusive.push((bits.index_of(l2.get()), format!("L2 table of L1 entry {l1}")));
+            }
+            for index in 0..self.geometry.l2_entries() {
+                let at = l2.get() + index * self.geometry.l2_entry_size();
+                let error = |e| format!("{whose}: L2 entry {l1}/{index}: {e}");
+                let kind = L2Entry::from_raw(self.number(at)).decode(&self.geometry).map_err(error)?;
+                if self.geometry.extended_l2 {
+                    SubclusterBitmap::from_raw(self.number(at + 8)).validate(&kind).map_err(error)?;
+                }
+                match kind {
+                    L2Kind::Data { host, copied } | L2Kind::Zero { host: Some(host), copied } => {
+                        references.add(&self.geometry, host.get(), bits.size());
+                        if copied && active {
+                            references.exclusive.push((bits.index_of(host.get()), format!("L2 entry {l1}/{index}")));
+                        }
+                    }
+                    L2Kind::Compressed(range) => references.add(&self.geometry, range.host.get(), range.len),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A sector of a snapshot; None where the layer below shows through.
+    pub(super) fn sector(&self, snapshot: &Snapshot, sector: u64) -> Result<Option<[u8; 512]>, String> {
+        let offset = sector * 512;
+        let (bits, coverage) = (self.geometry.cluster_bits, self.geometry.l2_coverage());
+        if offset / coverage >= u64::from(snapshot.l1_size) {
+            return Ok(None);
+        }
+        let (_, Some(l2)) = self.l2_table(snapshot.l1_table_offset, offset / coverage)? else { return Ok(None) };
+        let index = bits.index_of(offset % coverage);
+        let at = l2.get() + index * self.geometry.l2_entry_size();
+        let kind = L2Entry::from_raw(self.number(at)).decode(&self.geometry).map_err(text)?;
+        if self.geometry.extended_l2 {
+            let bitmap = SubclusterBitmap::from_raw(self.number(at + 8));
+            let subcluster = self.geometry.subcluster_index(GuestOffset::new(offset)) as u32;
+            match bitmap.run(subcluster).map(|run| run.0) {
+                Some(Subcluster::Allocated) => {}
+                Some(Subcluster::Zero) => return Ok(Some([0; 512])),
+                Some(Subcluster::Unallocated) => return Ok(None),
+                None => return Err("a subcluster that is allocated and zero".into()),
+            }
+        }
+        Ok(match kind {
+            L2Kind::Unallocated => None,
+            L2Kind::Zero { .. } => Some([0; 512]),
+            L2Kind::Data { host, .. } => {
+                let at = (host.get() + bits.offset_in(offset)) as usize;
+                let mut bytes = [0; 512];
+                let there = self.image.get(at..).unwrap_or_default();
+                let len = there.len().min(512);
+                bytes[..len].copy_from_slice(&there[..len]);
+                Some(bytes)
+            }
+            L2Kind::Compressed(_) => return Err("a compressed cluster, which the engine does not write".into()),
+        })
+    }
 }

@@ -1,5 +1,5 @@
-//! The engine under the simulator: a seed plays a guest with several queues, faults, power cuts and process deaths, and a model
-//! says what each sector may hold.
+//! The engine under the simulator: a seed plays a guest with several queues, snapshots and changes of the size, faults, power cuts
+//! and process deaths, and a model says what each sector may hold.
 //!
 //! [`run`] plays one seed; the tests beside it play many, and show that the simulator bites: with any one barrier taken out, some
 //! seed fails.
@@ -7,6 +7,7 @@
 mod check;
 mod freeze;
 mod model;
+mod whole;
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +15,7 @@ use cowhand_qcow2::{ClusterBits, CreateParams};
 
 use self::freeze::Frozen;
 use self::model::Model;
+use self::whole::{Changing, Taken};
 use crate::chain::OpenPolicy;
 use crate::disk::{Disk, DiskQueue, block_on};
 use crate::io::sim::{Faults, Rng, World};
@@ -55,6 +57,8 @@ struct Case {
     filled: u64,
     /// What was written at the start is shared with an internal snapshot.
     snapshot: bool,
+    /// Snapshots are taken, gone back to and deleted, and the size changes.
+    changes: bool,
     faults: Faults,
     skipped: Option<Barrier>,
     /// Lives end with the power, soon after a flush for this reason.
@@ -65,6 +69,7 @@ impl Case {
     fn of(rng: &mut Rng, focus: Option<Barrier>) -> Self {
         let growth = focus == Some(Barrier::NewRefTable);
         let cluster_bits = if growth { 9 } else { [9, 10, 12, 14, 16][rng.below(5) as usize] };
+        let switches = matches!(focus, Some(Barrier::BeforeHeader | Barrier::Header));
         let version = if rng.one_in(4) && !growth { 2 } else { 3 };
         let clusters = match cluster_bits {
             9 => 1 + rng.below(6000),
@@ -100,6 +105,7 @@ impl Case {
                 _ => 0,
             },
             snapshot,
+            changes: switches || (focus.is_none() && rng.one_in(2)),
             sectors,
             base: [Base::None, Base::Raw, Base::Qcow2][rng.below(3) as usize],
             queues: 1 + rng.below(3) as usize,
@@ -125,7 +131,29 @@ struct Play {
     case: Case,
     model: Model,
     frozen: Frozen,
+    /// What the backing file holds, by sector.
+    base: Vec<u32>,
+    /// The image's own snapshots.
+    taken: Vec<Taken>,
+    /// In this life a change has failed, so that the file does not tell what a power cut would leave.
+    uncertain: bool,
     ops: u64,
+}
+
+impl Play {
+    fn new(world: World, rng: Rng, case: Case) -> Self {
+        Self {
+            world,
+            model: Model::new(case.sectors),
+            frozen: Frozen::default(),
+            base: Vec::new(),
+            taken: Vec::new(),
+            uncertain: false,
+            rng,
+            case,
+            ops: 0,
+        }
+    }
 }
 
 /// Plays a seed. The error says what went wrong.
@@ -147,8 +175,7 @@ fn run_traced(
         world.start_trace();
         world.note(|| format!("{case:?}"));
     }
-    let mut play =
-        Play { world: world.clone(), model: Model::new(case.sectors), frozen: Frozen::default(), rng, case, ops: 0 };
+    let mut play = Play::new(world.clone(), rng, case);
     let result = play.create().and_then(|()| {
         for _ in 0..4 {
             play.life()?;
@@ -233,6 +260,7 @@ impl Play {
             let tag = if self.rng.one_in(3) { 0 } else { self.model.next_tag() };
             content.extend(model::sector_bytes(sector, tag));
             self.model.set_initial(sector, tag);
+            self.base.push(tag);
         }
         if self.case.base == Base::Raw {
             self.world.put(Path::new(BASE), content);
@@ -267,8 +295,15 @@ impl Play {
         let failed_before = self.world.failed_flushes();
         let mut left = self.rng.below(600);
         let seen = self.focused_flushes();
+        let mut changing: Option<Changing> = None;
+        self.uncertain = false;
         while left > 0 {
             self.act(&mut queues)?;
+            changing = match changing {
+                Some(changing) => self.go_on(changing, &disk)?,
+                None if self.case.changes && !self.uncertain && self.rng.one_in(40) => Some(self.begin_change(&disk)?),
+                None => None,
+            };
             left -= 1;
             if self.focused_flushes() > seen {
                 left = left.min(self.rng.below(8));
@@ -276,8 +311,13 @@ impl Play {
         }
         // After a failed flush the kernel shows pages as written that are not; only this process knows. Its death would hide
         // that from its successor, which no program can help: such a life ends with the power.
-        let end = if self.world.failed_flushes() > failed_before || self.case.focus.is_some() {
+        // A change that failed, or is not over, leaves open what a power cut would leave: so there is one.
+        let failed = self.world.failed_flushes() > failed_before || self.uncertain;
+        let quiet = changing.is_some() && self.rng.one_in(4);
+        let end = if failed || self.case.focus.is_some() || (changing.is_some() && !quiet) {
             1
+        } else if quiet {
+            0
         } else {
             self.rng.below(3)
         };
@@ -285,12 +325,16 @@ impl Play {
         if end == 0 {
             // A quiet end: everything is answered, then closed.
             self.world.set_faults(Faults::default());
+            while let Some(still) = changing.take() {
+                changing = self.go_on(still, &disk)?;
+                self.settle(&mut queues)?;
+            }
             while queues.iter().any(|(_, flying)| !flying.is_empty()) {
                 self.settle(&mut queues)?;
             }
             drop(queues);
             let closed = disk.close();
-            if closed.is_ok() {
+            if closed.is_ok() && !self.uncertain {
                 self.model.flushed(u64::MAX);
                 self.world.kill_process();
             } else {
@@ -306,6 +350,7 @@ impl Play {
                 self.world.kill_process()
             }
             disk.forget();
+            changing.into_iter().for_each(Changing::abandon);
             drop(queues);
         }
         self.world.set_faults(Faults::default());
@@ -350,9 +395,10 @@ impl Play {
             _ => model::Kind::Flush,
         };
         let cluster = 1u64 << (self.case.cluster_bits - 9);
-        let longest = if self.rng.one_in(8) { self.case.sectors } else { cluster * 3 };
-        let first = self.rng.below(self.case.sectors);
-        let count = 1 + self.rng.below(longest.min(self.case.sectors - first));
+        let size = self.model.size();
+        let longest = if self.rng.one_in(8) { size } else { cluster * 3 };
+        let first = self.rng.below(size);
+        let count = 1 + self.rng.below(longest.min(size - first));
         let range = first..first + count;
         if kind != model::Kind::Flush && self.model.is_busy(&range) {
             return;
@@ -392,10 +438,11 @@ impl Play {
         let image = self.world.content(Path::new(IMAGE)).ok_or("the image is gone")?;
         let sound = check::check_shared(&image, &self.frozen.clusters).and_then(|()| self.frozen.check(&image));
         sound.map_err(|e| format!("after the end: {e}"))?;
+        self.inspect_snapshots(&image).map_err(|e| format!("after the end: {e}"))?;
         let spec = DiskSpec { readonly: true, ..DiskSpec::new(Path::new(IMAGE), Format::Qcow2) };
         let disk = Disk::open(&spec, &self.policy()).map_err(text)?;
         let mut queue = disk.queue().map_err(text)?;
-        let buffer = Buffer::zeroed(self.case.sectors as usize * 512);
+        let buffer = Buffer::zeroed(disk.size() as usize);
         queue.submit(0, Request::Read { offset: 0, data: vec![buffer.seg(0, buffer.len())] });
         let mut events = Vec::new();
         while events.is_empty() {

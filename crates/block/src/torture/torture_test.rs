@@ -48,6 +48,16 @@ fn without_the_barrier_for_a_new_refcount_table_a_seed_fails() {
     bites(Barrier::NewRefTable, Some(Barrier::NewRefTable));
 }
 
+#[test]
+fn without_the_barrier_before_the_header_of_a_change_a_seed_fails_edge_37() {
+    bites(Barrier::BeforeHeader, Some(Barrier::BeforeHeader));
+}
+
+#[test]
+fn without_the_barrier_after_the_header_of_a_change_a_seed_fails_edge_37() {
+    bites(Barrier::Header, Some(Barrier::Header));
+}
+
 /// A new image whose making is cut short: it either has no magic yet, or it is whole.
 fn create_cut_short(seed: u64, skipped: Option<Barrier>) -> Result<(), String> {
     let mut rng = Rng::new(seed);
@@ -162,8 +172,7 @@ fn some_seeds_play_on_an_image_that_a_snapshot_shares_edge_38() {
         let mut rng = Rng::new(seed);
         let case = Case::of(&mut rng, None);
         let world = World::new(rng.next_u64());
-        let (model, frozen) = (Model::new(case.sectors), Frozen::default());
-        let mut play = Play { world, model, frozen, rng, case, ops: 0 };
+        let mut play = Play::new(world, rng, case);
         play.create().unwrap();
         play.frozen.clusters.len() > 2
     };

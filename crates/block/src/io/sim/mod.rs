@@ -322,6 +322,7 @@ fn barrier_name(barrier: Barrier) -> &'static str {
         Barrier::BeforeMapping => "before mapping",
         Barrier::Mapping => "mapping",
         Barrier::NewRefTable => "new refcount table",
+        Barrier::BeforeHeader => "before header",
         Barrier::Header => "header",
         Barrier::Create => "create",
     }
@@ -469,6 +470,11 @@ impl Storage for World {
         let mut state = self.lock();
         state.ticks += 1;
         Duration::from_micros(state.ticks)
+    }
+
+    fn date(&self) -> Duration {
+        // Some day.
+        Duration::from_secs(1_000_000_000) + self.now()
     }
 }
 
