@@ -214,7 +214,7 @@ impl Drop for Disk {
     }
 }
 
-fn blocking_driver(storage: &Arc<dyn Storage>) -> Result<Box<dyn Driver>> {
+pub(crate) fn blocking_driver(storage: &Arc<dyn Storage>) -> Result<Box<dyn Driver>> {
     storage.blocking_driver().map_err(|e| Error::io("cannot set up an I/O queue", e))
 }
 

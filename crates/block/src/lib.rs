@@ -3,6 +3,7 @@
 //! It knows nothing of virtio, of KVM or of the command line.
 
 mod chain;
+pub mod check;
 mod disk;
 mod error;
 mod flush;
