@@ -239,7 +239,8 @@ fn referenced_path(what: &str, name: &[u8], layer: &Layer, policy: &OpenPolicy) 
     Err(refuse(message))
 }
 
-fn open_file(policy: &OpenPolicy, path: &Path, write: bool, spec: &DiskSpec) -> Result<File> {
+/// Opens and locks a file.
+pub(crate) fn open_file(policy: &OpenPolicy, path: &Path, write: bool, spec: &DiskSpec) -> Result<File> {
     let file = open_unlocked(policy, path, write, spec)?;
     lock(&file, path, write, spec)?;
     Ok(file)

@@ -4,6 +4,7 @@
 
 mod chain;
 mod change;
+pub mod check;
 mod disk;
 mod error;
 mod flush;

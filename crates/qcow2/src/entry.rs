@@ -94,6 +94,18 @@ impl L1Entry {
         }
     }
 
+    /// The offset's bits (9 to 55) as they are, whatever the rest says: for a check of an entry that means nothing.
+    #[must_use]
+    pub const fn offset_bits(self) -> u64 {
+        self.0 & OFFSET_MASK
+    }
+
+    /// The same entry without the reserved bits: what a check takes for meant.
+    #[must_use]
+    pub const fn without_reserved(self) -> Self {
+        Self(self.0 & !Self::RESERVED)
+    }
+
     /// Whether the entry says that the L2 table's refcount is exactly one. Means something in the active table only.
     #[must_use]
     pub const fn copied(self) -> bool {
@@ -303,6 +315,21 @@ impl L2Entry {
         } else {
             Self(self.0 & !COPIED)
         }
+    }
+
+    /// A standard entry's offset bits (9 to 55) as they are, whatever the rest says: for a check of an entry that means
+    /// nothing.
+    #[must_use]
+    pub const fn offset_bits(self) -> u64 {
+        self.0 & OFFSET_MASK
+    }
+
+    /// The same entry without the bits that are reserved in a standard one: what a check takes for meant. A compressed one stays
+    /// as it is.
+    #[must_use]
+    pub const fn without_reserved(self, geometry: &Geometry) -> Self {
+        let zero = if geometry.version < 3 || geometry.extended_l2 { ZERO } else { 0 };
+        if self.0 & COMPRESSED != 0 { self } else { Self(self.0 & !(Self::RESERVED | zero)) }
     }
 
     /// Whether bit 63 is set, whatever the rest says (a check reports it where it must not be).

@@ -276,3 +276,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_check_sees_through_reserved_bits_and_gets_offsets_that_are_wrong() {
+    for bit in (0..9).chain(56..63) {
+        let entry = L1Entry::from_raw(COPIED | 0x50000 | 1 << bit);
+        assert_eq!(entry.without_reserved().offset(&G()), Ok(Some(host(0x50000))), "bit {bit}");
+        assert!(entry.without_reserved().copied());
+    }
+    assert_eq!(L1Entry::from_raw(COPIED | 0x50200 | 7).offset_bits(), 0x50200);
+    assert_eq!(L2Entry::from_raw(COPIED | 0x50200 | 7).offset_bits(), 0x50200);
+
+    let v2 = Geometry { version: 2, ..G() };
+    let zero = L2Entry::from_raw(0x50000 | 0x155);
+    assert_eq!(zero.without_reserved(&G()).raw(), 0x50001);
+    assert_eq!(zero.without_reserved(&v2).raw(), 0x50000);
+    let compressed = L2Entry::from_raw(COMPRESSED | 0x50155);
+    assert_eq!(compressed.without_reserved(&G()), compressed);
+}

@@ -123,6 +123,12 @@ impl RefTableEntry {
         }
     }
 
+    /// The same entry without the reserved bits: what a check takes for meant.
+    #[must_use]
+    pub const fn without_reserved(self) -> Self {
+        Self(self.0 & !Self::RESERVED)
+    }
+
     /// Where the refcount block is; `None` if there is none.
     ///
     /// # Errors

@@ -120,3 +120,9 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_check_sees_through_a_table_entrys_reserved_bits() {
+    assert_eq!(RefTableEntry::from_raw(0x50000 | 0x1ff).without_reserved().raw(), 0x50000);
+    assert_eq!(RefTableEntry::from_raw(0x50200).without_reserved().raw(), 0x50200);
+}

@@ -7,9 +7,11 @@
 //! A test that stands for one of the format's sharp edges carries the edge's number. A random test prints its seed;
 //! `COWHAND_ORACLE_SEED=n` plays it again.
 
+mod check_test;
 mod depth_test;
 mod format_test;
 mod guest;
+mod hostile_check_test;
 mod image;
 mod kill_test;
 mod lock_test;
@@ -18,6 +20,8 @@ mod model;
 mod qemu;
 mod read_test;
 mod refusal_test;
+mod repair_crash_test;
+mod repair_test;
 mod secret_test;
 mod whole_test;
 mod write_test;

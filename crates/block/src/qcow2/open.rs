@@ -52,6 +52,20 @@ pub(crate) struct Opening {
 impl Opening {
     /// Reads and validates the header of `file`.
     pub(crate) async fn header(queue: &Rc<Queue>, file: File, path: &Path) -> Result<Self> {
+        Self::header_as(queue, file, path, Header::parse).await
+    }
+
+    /// The same for a check, which does without a refcount table.
+    pub(crate) async fn header_for_check(queue: &Rc<Queue>, file: File, path: &Path) -> Result<Self> {
+        Self::header_as(queue, file, path, Header::parse_for_check).await
+    }
+
+    async fn header_as(
+        queue: &Rc<Queue>,
+        file: File,
+        path: &Path,
+        parse: fn(&[u8], u64) -> std::result::Result<Header, FormatError>,
+    ) -> Result<Self> {
         let file_len = file.length().map_err(|e| Error::io("cannot tell the file's length", e).at_path(path))?;
         let format_error = |e: cowhand_qcow2::FormatError| {
             let kind = match e.class() {
@@ -69,7 +83,7 @@ impl Opening {
         let needed = Header::needed_len(&first).map_err(format_error)?;
         let needed = needed.min(usize::try_from(file_len).unwrap_or(usize::MAX));
         let first_cluster = read(needed).await.map_err(|e| Error::io("cannot read the header", e).at_path(path))?;
-        let header = Header::parse(&first_cluster, file_len).map_err(format_error)?;
+        let header = parse(&first_cluster, file_len).map_err(format_error)?;
         let mut sector = first_cluster[..needed.min(512)].to_vec();
         sector.resize(512, 0);
         Ok(Self { file, path: path.to_path_buf(), header, sector, file_len })
@@ -77,6 +91,11 @@ impl Opening {
 
     pub(crate) fn parsed(&self) -> &Header {
         &self.header
+    }
+
+    /// The file, its header, the header's first sector, and the file's length.
+    pub(crate) fn into_parts(self) -> (File, Header, Vec<u8>, u64) {
+        (self.file, self.header, self.sector, self.file_len)
     }
 
     fn refuse(&self, kind: ErrorKind, message: &str) -> Error {

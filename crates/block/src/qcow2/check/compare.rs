@@ -1,0 +1,161 @@
+//! The image's own refcounts, held against the references found, and brought in line with them.
+
+use cowhand_qcow2::{FormatError, refcount};
+
+use super::report::FindingKind;
+use super::walk::{Stored, Walked};
+use super::{Checker, Dirty};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::Buffer;
+
+/// What is done about refcounts that are wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pass {
+    /// They are told.
+    Report,
+    /// Those that are too low are raised; a cluster without a refcount block asks for a rebuild.
+    Raise,
+    /// Those that are too high are lowered.
+    Lower,
+}
+
+/// What came out of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    /// The highest cluster that is referred to or counted.
+    pub(super) highest: Option<u64>,
+    /// A cluster is referred to that no refcount block counts.
+    pub(super) uncovered: bool,
+    /// Refcounts that were changed.
+    pub(super) changed: u64,
+}
+
+/// So many clusters are passed over at once where nothing is in use.
+const STEP: u64 = 4096;
+
+impl Checker {
+    pub(super) async fn refcounts(&mut self, w: &mut Walked, pass: Pass) -> Result<Counts> {
+        let per_block = self.geometry.refcount_block_entries();
+        let mut counts = Counts::default();
+        let mut from = 0;
+        while let Some(index) = self.next_block(w, &w.stored, from) {
+            from = index + 1;
+            match w.stored.block(index) {
+                Some(place) => self.counted(w, pass, index, place, &mut counts).await?,
+                None => self.uncounted(w, index * per_block, &mut counts),
+            }
+        }
+        Ok(counts)
+    }
+
+    /// The next block, from number `from` on, that is there or should be.
+    pub(super) fn next_block(&self, w: &Walked, stored: &Stored, from: u64) -> Option<u64> {
+        let per_block = self.geometry.refcount_block_entries();
+        let there = stored.next(from);
+        let needed = w.refs.next_used(from.checked_mul(per_block)?).map(|cluster| cluster / per_block);
+        let next = match (there, needed) {
+            (Some(there), Some(needed)) => there.min(needed),
+            (there, needed) => there.or(needed)?,
+        };
+        // What lies past the end of the file is nobody's.
+        next.checked_mul(per_block).is_some_and(|first| first < self.end).then_some(next)
+    }
+
+    fn counted_error(&self, place: u64, error: &FormatError) -> Error {
+        Error::new(ErrorKind::Corrupt, error.to_string()).at_path(&self.path).at_offset(place)
+    }
+
+    /// Clusters that a block counts.
+    async fn counted(&mut self, w: &mut Walked, pass: Pass, index: u64, place: u64, out: &mut Counts) -> Result<()> {
+        let order = self.geometry.refcount_order;
+        let per_block = self.geometry.refcount_block_entries();
+        let first = index * per_block;
+        let end = first.saturating_add(per_block).min(self.end);
+        let mut block = self.read("a refcount block", place, self.cluster_size()).await?;
+        let mut dirty = Dirty::clean();
+        let mut at = first;
+        while at < end {
+            let step_end = (at + STEP).min(end);
+            if is_idle(order, &block, at - first..step_end - first) && w.refs.is_free(at..step_end) {
+                at = step_end;
+                continue;
+            }
+            for cluster in at..step_end {
+                let entry = (cluster - first) as usize;
+                let stored = refcount::get(order, &block, entry).map_err(|e| self.counted_error(place, &e))?;
+                let found = w.refs.count(cluster);
+                if stored > 0 || found > 0 {
+                    out.highest = Some(cluster);
+                }
+                let target = self.target(pass, cluster, stored, found);
+                if target != stored {
+                    refcount::set(order, &mut block, entry, target).map_err(|e| self.counted_error(place, &e))?;
+                    dirty.touch((entry << order) / 8);
+                    out.changed += 1;
+                }
+                if found > 0 {
+                    w.refs.set_stored_one(cluster, target == 1);
+                }
+            }
+            at = step_end;
+        }
+        if let Some(range) = dirty.range(block.len()) {
+            let start = range.start;
+            self.write("a refcount block", place + start as u64, block.get(range).unwrap_or_default()).await?;
+        }
+        Ok(())
+    }
+
+    /// What a count should become; tells what is wrong with it.
+    fn target(&mut self, pass: Pass, cluster: u64, stored: u64, found: u64) -> u64 {
+        let max = refcount::max(self.geometry.refcount_order);
+        match pass {
+            Pass::Raise => stored.max(found.min(max)),
+            Pass::Lower => stored.min(found),
+            Pass::Report => {
+                let offset = self.offset_of(cluster);
+                if stored > found {
+                    let text = || format!("the cluster has refcount {stored}, but {found} references");
+                    self.found(FindingKind::Leak, offset, text);
+                } else if found > stored {
+                    let text = || format!("the cluster has refcount {stored}, but {found} references");
+                    self.found(FindingKind::Refcount, offset, text);
+                }
+                stored
+            }
+        }
+    }
+
+    /// Clusters that no block counts.
+    fn uncounted(&mut self, w: &mut Walked, first: u64, out: &mut Counts) {
+        let end = first.saturating_add(self.geometry.refcount_block_entries()).min(self.end);
+        let mut from = first;
+        while let Some(cluster) = w.refs.next_used(from).filter(|&cluster| cluster < end) {
+            let mut count = 0;
+            // Neighbours are told of together: here they come in thousands.
+            while cluster + count < end && w.refs.count(cluster + count) > 0 {
+                w.refs.set_stored_one(cluster + count, false);
+                count += 1;
+            }
+            from = cluster + count;
+            (out.highest, out.uncovered) = (Some(from - 1), true);
+            let text = || format!("{count} clusters from here are referred to, but no refcount block counts them");
+            self.found_many(FindingKind::Refcount, self.offset_of(cluster), count, text);
+        }
+    }
+
+    /// The refcounts in a block of the image's own, by number; none where there is no such block.
+    pub(super) async fn stored_block(&self, stored: &Stored, index: u64) -> Result<Option<Buffer>> {
+        match stored.block(index) {
+            Some(place) => self.read("a refcount block", place, self.cluster_size()).await.map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// Whether these refcounts are all 0.
+fn is_idle(order: u32, block: &[u8], entries: std::ops::Range<u64>) -> bool {
+    let byte = |entry: u64| ((entry << order) / 8) as usize;
+    let bytes = block.get(byte(entries.start)..byte(entries.end + 7).min(block.len()));
+    bytes.is_some_and(|bytes| bytes.iter().all(|&byte| byte == 0))
+}

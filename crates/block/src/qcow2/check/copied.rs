@@ -1,0 +1,150 @@
+//! The walk through the active tables in the guest's order: the COPIED flags, and how the disk's clusters lie.
+
+use cowhand_qcow2::{GuestOffset, HostOffset, L1Entry, L2Entry, L2Kind};
+
+use super::report::FindingKind;
+use super::walk::{PART, Walked};
+use super::{Checker, Dirty, number, set_number};
+use crate::error::Result;
+
+/// What is done about flags that are wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fix {
+    /// They are told.
+    Report,
+    /// Flags that are missing are set.
+    Set,
+    /// They are put right.
+    All,
+}
+
+/// What the active mapping looks like.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Stats {
+    pub(super) allocated: u64,
+    pub(super) compressed: u64,
+    pub(super) fragmented: u64,
+    /// Flags that were changed.
+    pub(super) changed: u64,
+}
+
+impl Checker {
+    pub(super) async fn copied(&mut self, w: &mut Walked, fix: Fix) -> Result<Stats> {
+        let mut stats = Stats::default();
+        let l1_offset = self.header.l1_table_offset.get();
+        // Not walked if it shares its place with another table.
+        let Some(table) = w.l1s.first().copied().filter(|table| table.offset == l1_offset) else { return Ok(stats) };
+        let len = table.entries * 8;
+        let mut at = 0;
+        while at < len {
+            let mut part = self.read("the L1 table", l1_offset + at, PART.min(len - at)).await?;
+            let mut dirty = Dirty::clean();
+            for entry_at in (0..part.len()).step_by(8) {
+                let entry = L1Entry::from_raw(number(&part, entry_at));
+                let Some(l2) = self.l2_table(entry) else { continue };
+                let wanted = w.refs.is_stored_one(self.cluster_of(l2));
+                if let Some(copied) =
+                    self.flag("L2 table", fix, entry.copied(), wanted, l1_offset + at + entry_at as u64)
+                {
+                    set_number(&mut part, entry_at, entry.with_copied(copied).raw());
+                    dirty.touch(entry_at);
+                    stats.changed += 1;
+                }
+                // Named twice it is looked at once.
+                if w.refs.visit(self.cluster_of(l2)) {
+                    let index = (at + entry_at as u64) / 8;
+                    self.copied_l2(w, fix, l2, index, &mut stats).await?;
+                }
+            }
+            if let Some(range) = dirty.range(part.len()) {
+                let offset = l1_offset + at + range.start as u64;
+                self.write("the L1 table", offset, part.get(range).unwrap_or_default()).await?;
+            }
+            at += part.len() as u64;
+        }
+        Ok(stats)
+    }
+
+    /// The L2 table that an L1 entry names, if it lies in the file.
+    pub(super) fn l2_table(&self, entry: L1Entry) -> Option<HostOffset> {
+        let offset = entry.without_reserved().offset(&self.geometry).ok().flatten()?;
+        (self.cluster_of(offset) < self.end).then_some(offset)
+    }
+
+    async fn copied_l2(
+        &mut self,
+        w: &Walked,
+        fix: Fix,
+        l2: HostOffset,
+        l1_index: u64,
+        stats: &mut Stats,
+    ) -> Result<()> {
+        let step = self.geometry.l2_entry_size();
+        let mut bytes = self.read("an L2 table", l2.get(), self.cluster_size()).await?;
+        let mut dirty = Dirty::clean();
+        let mut contiguous = None;
+        for index in 0..self.geometry.l2_entries() {
+            let at = (index * step) as usize;
+            let entry = L2Entry::from_raw(number(&bytes, at));
+            let kind = entry.without_reserved(&self.geometry).decode(&self.geometry);
+            let host = match kind {
+                Ok(L2Kind::Compressed(_)) => {
+                    stats.allocated += 1;
+                    stats.compressed += 1;
+                    stats.fragmented += 1;
+                    continue;
+                }
+                Ok(L2Kind::Data { host, .. } | L2Kind::Zero { host: Some(host), .. }) => host,
+                _ => continue,
+            };
+            stats.allocated += 1;
+            stats.fragmented += u64::from(contiguous.is_some_and(|next| next != host.get()));
+            contiguous = host.get().checked_add(self.cluster_size());
+            let named_at = l2.get() + at as u64;
+            let wanted = if self.geometry.has_data_file {
+                self.data_file_place(l1_index, index, host, named_at);
+                true
+            } else if self.cluster_of(host) < self.end {
+                w.refs.is_stored_one(self.cluster_of(host))
+            } else {
+                continue;
+            };
+            if let Some(copied) = self.flag("cluster", fix, entry.copied(), wanted, named_at) {
+                set_number(&mut bytes, at, entry.with_copied(copied).raw());
+                dirty.touch(at);
+                stats.changed += 1;
+            }
+        }
+        // What shares its place with something else must not be written.
+        let range = dirty.range(bytes.len()).filter(|_| w.refs.overlap(self.cluster_of(l2)).is_none());
+        if let Some(range) = range {
+            let offset = l2.get() + range.start as u64;
+            self.write("an L2 table", offset, bytes.get(range).unwrap_or_default()).await?;
+        }
+        Ok(())
+    }
+
+    /// The flag to be written, if it is wrong and that is allowed; tells it otherwise.
+    fn flag(&mut self, what: &str, fix: Fix, copied: bool, wanted: bool, named_at: u64) -> Option<bool> {
+        if copied == wanted {
+            return None;
+        }
+        if fix == Fix::All || (fix == Fix::Set && wanted) {
+            return Some(wanted);
+        }
+        self.found(FindingKind::Copied, named_at, || match wanted {
+            true => format!("the {what}'s refcount is one, but the COPIED flag is not set"),
+            false => format!("the {what}'s COPIED flag is set, but the refcount is not one"),
+        });
+        None
+    }
+
+    fn data_file_place(&mut self, l1_index: u64, l2_index: u64, host: HostOffset, named_at: u64) {
+        let cluster = l1_index.checked_mul(self.geometry.l2_entries()).and_then(|c| c.checked_add(l2_index));
+        let guest = cluster.and_then(|c| c.checked_mul(self.cluster_size())).map(GuestOffset::new);
+        let placed = guest.map(|guest| self.geometry.check_data_file_mapping(guest, host));
+        if let Some(Err(problem)) = placed {
+            self.found(FindingKind::Entry, named_at, || problem.to_string());
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! What is repaired, in which order.
+//!
+//! A power cut at any moment leaves the image no worse than it was, and a repair that is started again goes on:
+//!
+//! 1. the file grows over guest data that was cut off; refcounts that are too low are raised, in place or by a rebuild, those of clusters that copies will take among them; copies are
+//!    made; **barrier**;
+//! 2. entries are changed: to the copies, and COPIED flags off where a write in place would harm another; **barrier**;
+//! 3. everything is walked again; only now, when all that is in use is counted and nothing damaged is left that could hide a reference,
+//!    refcounts that are too high are lowered; **barrier**;
+//! 4. COPIED flags are put right; **barrier**;
+//! 5. at the very end, if nothing is left, the dirty and the corrupt bit go.
+
+use cowhand_qcow2::{Autoclear, Incompatible, refcount};
+
+use super::compare::{Counts, Pass};
+use super::copied::Fix;
+use super::mend::Plan;
+use super::report::Repair;
+use super::walk::Walked;
+use super::{Checker, Stage};
+use crate::error::Result;
+use crate::io::Barrier;
+
+impl Checker {
+    /// Whether the header says that the image is not to be trusted.
+    pub(super) fn is_flagged(&self) -> bool {
+        self.header.incompatible.intersects(Incompatible::DIRTY | Incompatible::CORRUPT)
+    }
+
+    /// Nothing is wrong any more: the header may say so.
+    pub(super) async fn vouch(&mut self) -> Result<()> {
+        self.header.incompatible.remove(Incompatible::DIRTY | Incompatible::CORRUPT);
+        self.disown_unknown();
+        self.write_header().await?;
+        self.out.repaired("the image is not marked dirty or corrupt any more");
+        Ok(())
+    }
+
+    /// What a writer does not know of is not vouched for any more. (Sharp edge 3.)
+    fn disown_unknown(&mut self) {
+        self.header.autoclear &= Autoclear::all();
+    }
+
+    /// Repairs what was found.
+    pub(super) async fn repair(&mut self, repair: Repair, walked: Walked, counts: Counts) -> Result<()> {
+        self.out.start(Stage::Silent);
+        if !self.header.autoclear.unknown().is_empty() {
+            self.disown_unknown();
+            self.write_header().await?;
+        }
+        let (mut w, mut counts) = (walked, counts);
+        if repair == Repair::All && self.grow_over_data(&w).await? {
+            w = self.walk(true).await?;
+            counts = self.refcounts(&mut w, Pass::Report).await?;
+        }
+        // Not asked again later: when the file has grown over a place that was outside, that place tells nothing any more.
+        let may_free = w.hides_nothing();
+        if repair == Repair::All {
+            self.secure(w, counts).await?;
+        }
+        self.settle(if repair == Repair::All { Fix::All } else { Fix::Set }, may_free).await
+    }
+
+    /// Guest data that was cut off reads as zeros (sharp edge 48), but the next one to allocate a cluster would lay other data
+    /// there. The file grows over it, so that it can be counted. Whether it has.
+    ///
+    /// That a cluster was cut off is known by its refcount. A place past the end that is not counted is a damaged entry: what it
+    /// should say is not known.
+    async fn grow_over_data(&mut self, w: &Walked) -> Result<bool> {
+        let (order, per_block) = (self.geometry.refcount_order, self.geometry.refcount_block_entries());
+        let mut end = self.end;
+        let (mut from, limit) = (self.end, self.growth_limit(w));
+        let mut block = (u64::MAX, None);
+        while let Some(cluster) = w.beyond.next_used(from).filter(|&cluster| cluster < limit) {
+            from = cluster + 1;
+            let index = cluster / per_block;
+            if block.0 != index {
+                block = (index, self.stored_block(&w.stored, index).await?);
+            }
+            let entry = (cluster % per_block) as usize;
+            let count = block.1.as_ref().and_then(|block| refcount::get(order, block, entry).ok());
+            if count.is_some_and(|count| count > 0) {
+                end = cluster + 1;
+            }
+        }
+        if end == self.end {
+            return Ok(false);
+        }
+        // A file system may not know files this large: then it stays as it was.
+        let grown = self.queue.set_length(&self.file, self.offset_of(end)).await.is_ok();
+        if grown {
+            let (from, to) = (self.file_len, self.offset_of(end));
+            self.out.repaired(format!("the file is {to} bytes again, not {from}: guest data that is missing is zeros"));
+        }
+        Ok(grown)
+    }
+
+    /// Steps 1 and 2: all that is in use is counted, and nothing else lies there.
+    async fn secure(&mut self, mut w: Walked, counts: Counts) -> Result<()> {
+        let first_free =
+            if self.file.traits().block_device { counts.highest.map_or(1, |highest| highest + 1) } else { self.end };
+        let mut rebuild = counts.uncovered || !w.stored.sound;
+        let mut plan = Plan::default();
+        if !rebuild {
+            plan = self.plan(&mut w, first_free).await?;
+            rebuild = !self.is_counted(&w, &plan);
+        }
+        if rebuild {
+            let old = w.stored;
+            w = self.walk(false).await?;
+            plan = self.plan(&mut w, first_free).await?;
+            let next = plan.next;
+            let keep = (!w.hides_nothing()).then_some(&old);
+            if !self.rebuild(&mut w, keep, next).await? {
+                return Ok(());
+            }
+        } else {
+            w.adopt_beyond(self.end);
+            let raised = self.refcounts(&mut w, Pass::Raise).await?.changed;
+            self.out.repaired_some(raised, "refcounts raised");
+            self.barrier(Barrier::BeforeMapping).await?;
+        }
+        self.carry_out(&w, &plan).await?;
+        self.barrier(Barrier::Mapping).await
+    }
+
+    /// Whether there are refcounts for all clusters that copies take.
+    fn is_counted(&self, w: &Walked, plan: &Plan) -> bool {
+        let per_block = self.geometry.refcount_block_entries();
+        let taken = plan.taken();
+        plan.is_empty()
+            || (taken.start / per_block..=(taken.end.saturating_sub(1)) / per_block)
+                .all(|index| w.stored.block(index).is_some())
+    }
+
+    /// Steps 3 and 4: leaks are freed, flags are set.
+    async fn settle(&mut self, fix: Fix, may_free: bool) -> Result<()> {
+        let mut w = self.walk(true).await?;
+        if !w.stored.sound {
+            // Refcounts that share their place with something are not written to.
+            return Ok(());
+        }
+        let may_free = may_free && w.hides_nothing();
+        let lowered = self.refcounts(&mut w, if may_free { Pass::Lower } else { Pass::Report }).await?.changed;
+        self.out.repaired_some(lowered, "leaked clusters freed");
+        self.barrier(Barrier::BeforeMapping).await?;
+        let changed = self.copied(&mut w, fix).await?.changed;
+        self.out.repaired_some(changed, "COPIED flags put right");
+        self.barrier(Barrier::Mapping).await
+    }
+}

@@ -1,0 +1,170 @@
+//! What a check finds and says: the public types.
+
+use std::fmt;
+
+/// What a check may repair.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Repair {
+    /// Nothing: the image is not written.
+    #[default]
+    None,
+    /// Leaked clusters are freed.
+    Leaks,
+    /// Everything that can be repaired without a guess.
+    All,
+}
+
+/// How an image is to be checked.
+#[derive(Clone, Copy, Debug)]
+pub struct CheckOptions {
+    /// What to repair.
+    pub repair: Repair,
+    /// Whether to take QEMU's image locks: without them nobody else may use the image meanwhile.
+    pub lock: bool,
+}
+
+impl Default for CheckOptions {
+    fn default() -> Self {
+        Self { repair: Repair::None, lock: true }
+    }
+}
+
+/// What sort of thing was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FindingKind {
+    /// A cluster is counted more often than it is referred to: space is lost, nothing else.
+    Leak,
+    /// A cluster is counted less often than it is referred to: it may be given out though it is in use.
+    Refcount,
+    /// An entry's COPIED flag contradicts the refcount.
+    Copied,
+    /// Structures that cannot share a cluster do.
+    Overlap,
+    /// A table entry breaks the format's rules.
+    Entry,
+    /// Something lies past the end of the file.
+    Outside,
+    /// The refcount table or a refcount block cannot be used.
+    RefcountStructure,
+    /// The snapshot table, or an entry of it.
+    Snapshot,
+    /// The bitmap directory, a bitmap table, or an entry of one.
+    Bitmap,
+}
+
+/// One thing that is wrong with an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What sort of thing.
+    pub kind: FindingKind,
+    /// Where in the file: the cluster that is miscounted, or the entry that is wrong, in bytes.
+    pub offset: u64,
+    /// The number of the host cluster that `offset` lies in.
+    pub cluster: u64,
+    /// What is wrong, in words.
+    pub text: String,
+}
+
+impl Finding {
+    /// Whether it is a leak; everything else is a corruption.
+    #[must_use]
+    pub fn is_leak(&self) -> bool {
+        self.kind == FindingKind::Leak
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = if self.is_leak() { "leak" } else { "corruption" };
+        write!(f, "{what}: {} (cluster {}, offset {:#x})", self.text, self.cluster, self.offset)
+    }
+}
+
+/// What a check says while it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Something is wrong.
+    Found(Finding),
+    /// Something has been repaired.
+    Repaired(String),
+    /// Something could not be repaired, or must not be.
+    NotRepaired(String),
+    /// Something is wrong still, after the repair.
+    Left(Finding),
+    /// How far a walk has come. A repair walks more than once.
+    Progress {
+        /// Clusters behind the walk.
+        done: u64,
+        /// Clusters of the file.
+        total: u64,
+    },
+}
+
+/// The numbers of a check; after a repair, of what is left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// Things that are wrong and can lose data.
+    pub corruptions: u64,
+    /// Clusters that are counted but not referred to (or not so often).
+    pub leaks: u64,
+    /// Corruptions that were there and are not any more.
+    pub corruptions_fixed: u64,
+    /// Leaks that were there and are not any more.
+    pub leaks_fixed: u64,
+    /// Of the corruptions, those that hide what a table refers to. As long as there are any no leak is freed: it might be in use.
+    pub unreadable: u64,
+    /// Where the last cluster in use ends, in bytes.
+    pub image_end_offset: u64,
+    /// Guest clusters of the disk.
+    pub total_clusters: u64,
+    /// Guest clusters with a host cluster (or a part of one, compressed).
+    pub allocated_clusters: u64,
+    /// Guest clusters that are compressed.
+    pub compressed_clusters: u64,
+    /// Guest clusters that do not lie right behind the one before them. Compressed ones all count.
+    pub fragmented_clusters: u64,
+}
+
+impl CheckReport {
+    /// Whether nothing is wrong (any more).
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.corruptions == 0 && self.leaks == 0
+    }
+}
+
+impl fmt::Display for CheckReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.corruptions_fixed + self.leaks_fixed > 0 {
+            writeln!(f, "Repaired: {} corruptions, {} leaked clusters.", self.corruptions_fixed, self.leaks_fixed)?;
+        }
+        if self.is_clean() {
+            writeln!(f, "The image is sound.")?;
+        }
+        if self.corruptions > 0 {
+            writeln!(f, "{} corruptions: data may be lost, and writing may lose more.", self.corruptions)?;
+        }
+        if self.leaks > 0 {
+            writeln!(f, "{} leaked clusters: space is lost, but no data.", self.leaks)?;
+        }
+        if self.unreadable > 0 && self.leaks > 0 {
+            writeln!(f, "Leaks are not freed while {} damaged entries hide what they refer to.", self.unreadable)?;
+        }
+        let percent = |part: u64, of: u64| if of == 0 { 0.0 } else { part as f64 * 100.0 / of as f64 };
+        if self.total_clusters > 0 {
+            let (total, allocated) = (self.total_clusters, self.allocated_clusters);
+            writeln!(
+                f,
+                "{allocated}/{total} clusters allocated ({:.2}%), of them {:.2}% fragmented, {:.2}% compressed.",
+                percent(allocated, total),
+                percent(self.fragmented_clusters, allocated),
+                percent(self.compressed_clusters, allocated),
+            )?;
+        }
+        write!(f, "The image ends at offset {}.", self.image_end_offset)
+    }
+}
+
+#[cfg(test)]
+#[path = "report_test.rs"]
+mod tests;
