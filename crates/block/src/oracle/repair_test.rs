@@ -434,7 +434,7 @@ fn leaks_alone_are_freed_and_nothing_else_is_touched() {
     let mut image = victim.bytes.clone();
     // Two clusters behind the last one are counted, and one in use is not.
     let (at, _) = victim.refcount_blocks[0];
-    let last = victim.bytes.len() / 4096;
+    let last = victim.bytes.len().div_ceil(4096);
     image.resize((last + 2) * 4096, 0);
     image[at + last * 2 + 1] = 1;
     image[at + last * 2 + 3] = 1;
@@ -472,4 +472,23 @@ fn a_damaged_entry_keeps_what_it_may_have_named_from_being_freed() {
     assert_eq!(theirs(&path, &["-f", "qcow2"]).status, 0);
     fs::write(path.with_extension("sound"), &victim.bytes).unwrap();
     assert!(content(&path, false) == content(&path.with_extension("sound"), false));
+}
+
+#[test]
+fn edge_42_encrypted_data_is_not_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.qcow2");
+    let secret = ["--object", "secret,id=key,data=secret"];
+    let options = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10";
+    qemu::img(&[&["create", "-q", "-f", "qcow2"], &secret[..], &["-o", options, text(&path), "20M"]].concat());
+    let opened = format!("driver=qcow2,file.filename={},encrypt.key-secret=key", path.display());
+    qemu::succeed("qemu-io", &[&secret[..], &["--image-opts", "-c", "write -q 0 1M", &opened]].concat());
+    let mut image = fs::read(&path).unwrap();
+    // Guest data where the L2 table lies.
+    let l2 = number(&image, number(&image, 40) as usize) & OFFSET;
+    put(&mut image, l2 as usize, l2);
+    fs::write(&path, &image).unwrap();
+    let (report, messages) = ours(&path, Repair::All).unwrap();
+    assert!(report.corruptions > 0, "{}", lines(&messages));
+    assert_eq!(number(&fs::read(&path).unwrap(), l2 as usize) & OFFSET, l2);
 }

@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use cowhand_qcow2::{
-    Autoclear, BitmapTableEntry, CompressedRange, FormatError, HostOffset, L1Entry, L2Entry, L2Kind, SubclusterBitmap,
-    refcount,
+    Autoclear, BitmapTableEntry, CompressedRange, CryptMethod, FormatError, HostOffset, L1Entry, L2Entry, L2Kind,
+    SubclusterBitmap, refcount,
 };
 
 use super::refs::Class;
@@ -117,8 +117,12 @@ impl Checker {
         Ok(plan)
     }
 
-    /// Whether a cluster of guest data must be let go.
+    /// Whether a cluster of guest data must be let go, and can be.
     fn is_crowded(&self, w: &Walked, cluster: u64, times: u64) -> bool {
+        if self.header.crypt_method == CryptMethod::Luks {
+            // Its place in the file is part of how it is encrypted: a copy elsewhere could not be read. (Sharp edge 42.)
+            return false;
+        }
         let max = refcount::max(self.geometry.refcount_order);
         let shared = w.refs.overlap(cluster).is_some_and(|o| o.has(Class::L2) || o.has(Class::Fixed));
         shared || (w.refs.count(cluster) > max && times <= max)
