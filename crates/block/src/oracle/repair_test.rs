@@ -89,6 +89,13 @@ impl Victim {
         Self { snapshot: shape.snapshot, l1s, l2s, refcount_table, refcount_blocks, bitmaps, header, bytes }
     }
 
+    /// Where a bitmap's bits lie.
+    pub(super) fn bitmap_cluster(&self) -> Option<u64> {
+        let tables = self.bitmaps.iter().skip(1);
+        let mut entries = tables.flat_map(|&(at, len)| (at..at + len).step_by(8));
+        entries.find_map(|at| Some(number(&self.bytes, at)).filter(|&entry| entry > 1))
+    }
+
     /// The place of an entry of one of the tables, preferably one that is in use.
     fn entry(&self, tables: &[(usize, usize)], rng: &mut Rng) -> usize {
         let (at, len) = tables[rng.below(tables.len() as u64) as usize];
