@@ -35,7 +35,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Puts a machine together. The kernel is read while KVM sets up, the initrd when the guest runs.
+    /// Puts a machine together. The initrd is read when the guest runs.
     ///
     /// # Errors
     /// When anything of it is not to be had.
@@ -49,17 +49,10 @@ impl Machine {
         let window64 = layout::pci_window64(config.memory, arch::address_bits(&template));
         let control = Arc::new(Control::new().map_err(MachineError::system("event"))?);
 
-        let (loaded, kernel_side) = std::thread::scope(|scope| {
-            let loader = std::thread::Builder::new()
-                .name("loader".into())
-                .spawn_scoped(scope, || load(&memory, config, window64.clone()))
-                .map_err(MachineError::system("loader thread"))?;
-            let kernel_side = KernelSide::new(kvm, config, sink, &memory, &window64, &control);
-            let loaded = loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            Ok::<_, MachineError>((loaded, kernel_side?))
-        })?;
-        let KernelSide { vm, buses, platform, pci } = kernel_side;
-        let late = add_memory(&vm, &memory, config, loaded.initrd, &buses.mmio)?;
+        // One after the other: waking a thread for it, and waiting for that one, costs more than the copying that could be done beside.
+        let loaded = load(&memory, config, window64.clone())?;
+        let KernelSide { vm, buses, platform, pci, late } =
+            KernelSide::new(kvm, config, sink, &memory, loaded.initrd, &window64, &control)?;
         let vcpus = (0..config.cpus)
             .map(|index| arch::create_vcpu(&vm, index, &template, &loaded.entry))
             .collect::<Result<_, KvmError>>()?;
@@ -176,6 +169,7 @@ struct KernelSide {
     buses: Buses,
     platform: Platform,
     pci: PciHost,
+    late: Option<Arc<LateRam>>,
 }
 
 impl KernelSide {
@@ -184,13 +178,16 @@ impl KernelSide {
         config: &Config,
         sink: &Sink,
         memory: &GuestMemoryMmap<()>,
+        initrd: Option<InitrdRange>,
         window64: &Range<u64>,
         control: &Arc<Control>,
     ) -> Result<Self, MachineError> {
         let vm = Arc::new(kvm::create_vm(kvm)?);
+        let buses = Buses { pio: Arc::new(Bus::new()), mmio: Arc::new(Bus::new()) };
+        // First of all: once KVM has devices and interrupts to look after, each slot waits for a grace period of theirs.
+        let late = add_memory(&vm, memory, config, initrd, &buses.mmio)?;
         arch::prepare_vm(&vm)?;
         let router = Arc::new(InterruptRouter::new(vm.clone()));
-        let buses = Buses { pio: Arc::new(Bus::new()), mmio: Arc::new(Bus::new()) };
         // The configuration ports enclose the reset control register, which is the platform's: it passes the rest on.
         let pci_config_ports = Arc::new(Bus::new());
         let pci = PciHost::new(PciHostConfig {
@@ -217,7 +214,7 @@ impl KernelSide {
             pci_config_ports,
         };
         let platform = Platform::new(parts).map_err(MachineError::system("platform devices"))?;
-        Ok(Self { vm, buses, platform, pci })
+        Ok(Self { vm, buses, platform, pci, late })
     }
 }
 
