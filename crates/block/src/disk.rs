@@ -458,6 +458,10 @@ impl RequestQueue for DiskQueue {
         }
     }
 
+    fn has_news(&mut self) -> bool {
+        !self.finished.borrow().is_empty() || self.queue.has_news()
+    }
+
     fn in_flight(&self) -> usize {
         self.in_flight.get()
     }

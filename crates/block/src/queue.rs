@@ -106,8 +106,10 @@ pub(crate) enum Outcome {
 /// Marks the tokens of watched descriptors.
 const WATCH: u64 = 1 << 63;
 
-/// The most bytes of a write that a driver may do at once ([`Driver::submit_cached`]): some 50 µs of copying.
+/// The most bytes of a write that a driver may do at once ([`Driver::submit_cached`]) when nothing else is under way: some 50 µs of
+/// copying. Otherwise the most is where handing it over costs less than what can be done meanwhile.
 const CACHED_WRITE_MAX: u64 = 256 << 10;
+const CACHED_WRITE_MAX_BUSY: u64 = 16 << 10;
 
 /// The hub. Used through `Rc` by the tasks of one thread.
 pub(crate) struct Queue {
@@ -144,6 +146,10 @@ impl Slots {
         self.slots[slot] = None;
         self.free.push(slot);
     }
+
+    fn in_use(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
 }
 
 impl Queue {
@@ -178,10 +184,14 @@ impl Queue {
             Op::Write { offset, data } => Some(Rest::new(true, *offset, data)),
             _ => None,
         };
-        let cached =
-            file.traits().align <= 1 && matches!(&op, Op::Write { data, .. } if segs_len(data) <= CACHED_WRITE_MAX);
+        let buffered = file.traits().align <= 1;
         let (align, file) = (file.traits().align.max(1), file.id());
-        let slot = self.ops.borrow_mut().insert(OpSlot { owner, file, align, rest, keep });
+        let mut ops = self.ops.borrow_mut();
+        let slot = ops.insert(OpSlot { owner, file, align, rest, keep });
+        let busy = ops.in_use() > 1 || self.live_tasks.get() > 1;
+        drop(ops);
+        let most = if busy { CACHED_WRITE_MAX_BUSY } else { CACHED_WRITE_MAX };
+        let cached = buffered && matches!(&op, Op::Write { data, .. } if segs_len(data) <= most);
         // After the shutdown no task runs, so nothing comes here.
         if let Some(driver) = self.driver.borrow_mut().as_mut() {
             if cached {
@@ -319,6 +329,14 @@ impl Queue {
         outcome?;
         self.run_ready();
         Ok(())
+    }
+
+    /// Whether [`turn`](Self::turn) would find something to do, as far as that shows without a system call.
+    pub(crate) fn has_news(&self) -> bool {
+        !self.ready.borrow().is_empty()
+            || !self.giving_way.borrow().is_empty()
+            || self.driver.borrow_mut().as_mut().is_some_and(|driver| driver.has_news())
+            || !self.remote.ready.lock().is_empty()
     }
 
     /// Lets everything else on this thread go on, including the caller of [`turn`](Self::turn), before the task goes on itself: for

@@ -103,6 +103,12 @@ pub trait RequestQueue {
     /// Only when the driver itself or a watched descriptor fails: the queue cannot be used any more then.
     fn wait(&mut self, mode: Wait, events: &mut Vec<Event>) -> io::Result<()>;
 
+    /// Whether [`wait`](Self::wait) would have something to tell at once, as far as that shows without a system call: for
+    /// threads that look for work for a while before they sleep. It may overlook something, which a sleep does not.
+    fn has_news(&mut self) -> bool {
+        false
+    }
+
     /// The number of requests submitted and not yet reported done.
     fn in_flight(&self) -> usize;
 }

@@ -326,6 +326,11 @@ pub trait Driver {
     /// The system's: the queue is of no use then.
     fn wait(&mut self, block: bool, done: &mut Vec<Completion>) -> io::Result<()>;
 
+    /// Whether `wait` would find a completion at once, as far as that shows without a system call. May overlook one.
+    fn has_news(&mut self) -> bool {
+        false
+    }
+
     /// A handle with which other threads wake this one.
     fn notifier(&self) -> Arc<dyn Notify>;
 }

@@ -31,6 +31,8 @@ pub struct FakeDisk {
     pub dropped: AtomicU64,
     /// Nothing is logged.
     pub quiet: AtomicBool,
+    /// What a queue says to one that looks for news without sleeping.
+    pub news: AtomicBool,
     /// Allocations of the serving thread when it last waited.
     pub allocations: AtomicU64,
     /// Signalled to let a queue look at `hold` and `driver_fails` again.
@@ -53,6 +55,7 @@ impl FakeDisk {
             in_flight: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             quiet: AtomicBool::new(false),
+            news: AtomicBool::new(false),
             allocations: AtomicU64::new(0),
             poke: EventFd::new(EFD_NONBLOCK).unwrap(),
         }
@@ -179,6 +182,10 @@ impl RequestQueue for FakeQueue {
                 return Ok(());
             }
         }
+    }
+
+    fn has_news(&mut self) -> bool {
+        self.disk.news.load(Ordering::SeqCst)
     }
 
     fn in_flight(&self) -> usize {

@@ -5,6 +5,7 @@
 //!   a vhost-user backend runs it too;
 //! - `request` judges and takes apart one chain;
 //! - `config` lays out the configuration space;
+//! - `patience` is how long a worker looks for work before it sleeps;
 //! - `failed` stands in for an engine queue that is no more.
 //!
 //! Where the bytes go is the engine's concern: [`BlockBackend`] is all that is asked of a disk, and `disk` gives it for the
@@ -16,6 +17,7 @@ mod disk;
 mod failed;
 #[cfg(test)]
 mod fake;
+mod patience;
 mod request;
 mod settings;
 mod worker;

@@ -7,6 +7,8 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use cowhand_block::io::IoSeg;
 use cowhand_block::{Event, Request, RequestQueue, Wait};
@@ -17,6 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::BlockBackend;
 use super::failed::FailedQueue;
+use super::patience::Patience;
 use super::request::{Context, Failure, Parsed};
 use super::settings::BlockSettings;
 use crate::chain::Chain;
@@ -27,6 +30,13 @@ const TAG_KICK: u64 = 0;
 const TAG_STOP: u64 = 1;
 const STATUS_OK: u8 = VIRTIO_BLK_S_OK as u8;
 const STATUS_IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
+
+/// The most chains that are taken before their requests are sent, and the driver hears of those that have completed: it works
+/// on them while we work on the next.
+const BATCH: u16 = 16;
+
+/// How often the ring is looked at between two looks at the clock: for some 2 µs.
+const LOOKS: u32 = 64;
 
 /// What a worker is made of.
 pub struct WorkerParts {
@@ -78,6 +88,9 @@ pub struct BlockWorker {
     chain: Chain,
     requests: Vec<Request>,
     pool: Vec<Vec<IoSeg>>,
+    patience: Patience,
+    /// Requests submitted to the engine that it has not been told to send.
+    fresh: bool,
     /// Chains put into the used ring since the driver was last told.
     used: bool,
     broken: bool,
@@ -106,6 +119,8 @@ impl BlockWorker {
             chain: Chain::new(),
             requests: Vec::new(),
             pool: Vec::new(),
+            patience: Patience::new(),
+            fresh: false,
             used: false,
             broken: false,
             failure_reported: false,
@@ -171,7 +186,12 @@ impl BlockWorker {
             if stopping && self.idle() {
                 return Ok(());
             }
-            engine.wait(if more { Wait::Poll } else { Wait::Block }, &mut events)?;
+            if more {
+                self.fresh = false;
+                engine.wait(Wait::Poll, &mut events)?;
+            } else {
+                self.wait(engine, &mut events)?;
+            }
             for event in events.drain(..) {
                 match event {
                     Event::Ready { tag: TAG_STOP } => stopping = true,
@@ -189,12 +209,79 @@ impl BlockWorker {
         }
     }
 
+    /// Waits until there is something to do: first awake, if that has been worth while lately, and then asleep.
+    fn wait(&mut self, engine: &mut dyn RequestQueue, events: &mut Vec<Event>) -> io::Result<()> {
+        let fresh = std::mem::take(&mut self.fresh);
+        if self.patience.window() > Duration::ZERO {
+            if fresh {
+                return engine.wait(Wait::Poll, events);
+            }
+            let began = Instant::now();
+            if self.look(engine, began) {
+                return engine.wait(Wait::Poll, events);
+            }
+            self.sleep(engine, began, events)
+        } else if fresh {
+            // What was just sent is mostly done at once: that is not a gap to learn from.
+            if self.may_sleep() { engine.wait(Wait::Block, events) } else { engine.wait(Wait::Poll, events) }
+        } else {
+            self.sleep(engine, Instant::now(), events)
+        }
+    }
+
+    fn sleep(&mut self, engine: &mut dyn RequestQueue, began: Instant, events: &mut Vec<Event>) -> io::Result<()> {
+        if self.may_sleep() {
+            engine.wait(Wait::Block, events)?;
+        }
+        self.patience.learn(began.elapsed());
+        Ok(())
+    }
+
+    /// Looks for work without sleeping, from `began` on for as long as patience lasts; says whether there is any.
+    fn look(&mut self, engine: &mut dyn RequestQueue, began: Instant) -> bool {
+        let memory = self.guard.clone();
+        loop {
+            for _ in 0..LOOKS {
+                if self.has_chains(&memory) || engine.has_news() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            if began.elapsed() >= self.patience.window() {
+                return false;
+            }
+        }
+    }
+
+    /// Whether there is a chain that could be taken, or a ring that is broken: taking finds that.
+    fn has_chains(&self, memory: &GuestMemoryMmap) -> bool {
+        !self.broken
+            && !self.free.is_empty()
+            && self.queue.avail_idx(memory, Ordering::Acquire).map_or(true, |index| index.0 != self.queue.next_avail())
+    }
+
+    /// Asks the driver to wake us; false if it has made something available meanwhile, for which it will not.
+    fn may_sleep(&mut self) -> bool {
+        // A completion makes room, and brings us back.
+        if self.broken || self.free.is_empty() {
+            return true;
+        }
+        let memory = self.guard.clone();
+        match self.queue.enable_notification(&*memory) {
+            Ok(more) => !more,
+            Err(error) => {
+                self.break_down(&error.into());
+                true
+            }
+        }
+    }
+
     /// Whether nothing is in flight.
     fn idle(&self) -> bool {
         self.free.len() == self.slots.len()
     }
 
-    /// Takes chains while there are any and room for them. Says whether more may be there, for which nobody will wake us.
+    /// Takes chains while there are any and room for them. Says whether more may be there.
     fn take(&mut self, engine: &mut dyn RequestQueue) -> bool {
         if self.broken {
             return false;
@@ -210,28 +297,16 @@ impl BlockWorker {
     }
 
     fn take_from(&mut self, engine: &mut dyn RequestQueue, memory: &GuestMemoryMmap) -> Result<bool, RingError> {
-        // Bounded, so that a driver which feeds us faster than we fail its chains cannot keep us from stopping.
-        let mut budget = self.queue.size();
-        loop {
-            self.queue.disable_notification(memory)?;
-            while let Some(slot) = self.free.last().copied() {
-                if budget == 0 {
-                    return Ok(true);
-                }
-                let Some(chain) = self.queue.iter(memory)?.next() else { break };
-                budget -= 1;
-                let head = chain.head_index();
-                self.chain.fill(chain);
-                self.start(engine, memory, head, slot)?;
-            }
-            if self.free.is_empty() {
-                // A completion makes room, and brings us back here.
-                return Ok(false);
-            }
-            if !self.queue.enable_notification(memory)? {
-                return Ok(false);
-            }
+        self.queue.disable_notification(memory)?;
+        // Bounded, also so that a driver which feeds us faster than we fail its chains cannot keep us from stopping.
+        for _ in 0..BATCH {
+            let Some(slot) = self.free.last().copied() else { return Ok(false) };
+            let Some(chain) = self.queue.iter(memory)?.next() else { return Ok(false) };
+            let head = chain.head_index();
+            self.chain.fill(chain);
+            self.start(engine, memory, head, slot)?;
         }
+        Ok(true)
     }
 
     /// Asks the engine for what the chain in `self.chain` wants, or completes it at once.
@@ -268,6 +343,7 @@ impl BlockWorker {
                 for request in self.requests.drain(..) {
                     engine.submit(slot as u64, request);
                 }
+                self.fresh = true;
                 Ok(())
             }
             // The status is written behind what may be a gap, which the length must not cover.
@@ -295,6 +371,7 @@ impl BlockWorker {
             flight.flush = false;
             flight.left = 1;
             engine.submit(tag, Request::Flush);
+            self.fresh = true;
             return;
         }
         self.finish(slot);

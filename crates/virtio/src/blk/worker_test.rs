@@ -532,6 +532,37 @@ fn stop_drains_what_is_in_flight_and_gives_the_queue_back() {
 }
 
 #[test]
+fn chain_that_comes_while_the_worker_looks_needs_no_kick_and_a_stop_is_heard() {
+    let world = World::with(disk(), VERSION_1, false);
+    world.header(0, 1);
+    let mut driver = Driver::new(16);
+    driver.memory = world.driver.memory.clone();
+    driver.mem = world.driver.mem.clone();
+    let stop = EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap();
+    let mut worker = BlockWorker::new(WorkerParts {
+        queue: driver.queue(true),
+        stop: stop.try_clone().unwrap(),
+        memory: driver.memory.clone(),
+        interrupt: world.interrupts.clone(),
+        backend: Arc::new(Backend(world.disk.clone())),
+        settings: Arc::new(BlockSettings::new("", false)),
+    });
+    worker.patience = Patience::of(Duration::from_secs(3600));
+    (0..40).for_each(|_| worker.patience.learn(Duration::from_secs(3600)));
+    let thread = std::thread::spawn(move || worker.run());
+
+    for _ in 0..3 {
+        let head = driver.chain(&[(HEADER, 16, 0), (DATA, 512, WRITE), (STATUS, 1, WRITE)]);
+        driver.offer(head);
+        assert_eq!(driver.used().0, u32::from(head));
+    }
+    stop.write(1).unwrap();
+    world.disk.news.store(true, SeqCst);
+
+    assert_eq!(thread.join().unwrap().queue.next_used(), 3);
+}
+
+#[test]
 fn stopped_device_goes_on_where_it_was_with_the_queues_given_back() {
     let mut world = World::new(disk());
     assert_eq!(world.request(0, 1, &[(DATA, 512, WRITE)]).0, OK);

@@ -161,6 +161,10 @@ impl Driver for Threads {
         Ok(())
     }
 
+    fn has_news(&mut self) -> bool {
+        !locked(&self.pool.done).is_empty()
+    }
+
     fn notifier(&self) -> Arc<dyn Notify> {
         self.pool.wake.clone()
     }

@@ -312,6 +312,11 @@ impl Driver for Uring {
         self.broken.take().map_or(Ok(()), Err)
     }
 
+    fn has_news(&mut self) -> bool {
+        // Completions that the kernel has put off show by their flag, which also tells of those of watched descriptors.
+        !self.done_inline.is_empty() || !self.ring.completion().is_empty() || self.ring.submission().taskrun()
+    }
+
     fn notifier(&self) -> Arc<dyn Notify> {
         self.wake.clone()
     }

@@ -56,8 +56,12 @@ fn looking_without_sleeping_finds_what_was_signalled() {
     queue.watch(kick.0.as_raw_fd(), 5).unwrap();
     let mut done = Vec::new();
     queue.wait(false, &mut done).unwrap();
+    assert!(!queue.has_news());
     kick.notify();
     let end = Instant::now() + Duration::from_secs(10);
+    while !queue.has_news() {
+        assert!(Instant::now() < end, "the signal does not show");
+    }
     while done.is_empty() && Instant::now() < end {
         queue.wait(false, &mut done).unwrap();
     }
