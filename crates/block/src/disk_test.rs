@@ -202,3 +202,48 @@ fn a_watched_descriptor_that_is_no_more_fails_the_wait() {
         });
     }
 }
+
+/// Writes one cluster at `offset`, full of `byte`, and waits; how it ended.
+fn write_cluster(queue: &mut DiskQueue, offset: u64, byte: u8) -> Result<()> {
+    let buffer = Buffer::from_bytes(&[byte; 65536]);
+    queue.submit(1, Request::Write { offset, data: vec![buffer.seg(0, buffer.len())] });
+    let mut events = Vec::new();
+    queue.wait(Wait::Block, &mut events).unwrap();
+    let Some(Event::Done { result, .. }) = events.pop() else { panic!("no end") };
+    result
+}
+
+#[test]
+fn edge_53_an_image_on_a_block_device_fills_it_and_never_grows_past_it() {
+    let world = World::orderly();
+    let params = CreateParams { cluster_bits: ClusterBits::new(16).unwrap(), ..CreateParams::new(4 << 20) };
+    drop(disk_like(&world, params));
+    let mut device = world.content(Path::new(IMAGE)).unwrap();
+    // Room for 12 clusters of data and an L2 table, and half a cluster that is of no use.
+    device.resize(device.len().next_multiple_of(65536) + 13 * 65536 + 32768, 0);
+    let len = device.len();
+    world.put(Path::new("/dev/disk"), device);
+    world.make_device(Path::new("/dev/disk"));
+    let policy = OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: Vec::new(), temp_dir: PathBuf::from("/") };
+    let disk = Disk::open(&DiskSpec::new(Path::new("/dev/disk"), Format::Qcow2), &policy).unwrap();
+    let mut queue = disk.queue().unwrap();
+
+    let results: Vec<_> = (0..20).map(|n| write_cluster(&mut queue, n * 65536, n as u8 + 1)).collect();
+    // What is given back can be used again.
+    queue.submit(1, Request::Discard { offset: 0, len: 65536 });
+    queue.submit(2, Request::Flush);
+    while queue.in_flight() > 0 {
+        queue.wait(Wait::Block, &mut Vec::new()).unwrap();
+    }
+    let again = write_cluster(&mut queue, 30 * 65536, 99);
+    drop(queue);
+    disk.close().unwrap();
+
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 12);
+    let refused = results[12].as_ref().unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused}");
+    assert!(again.is_ok(), "{again:?}");
+    let content = world.content(Path::new("/dev/disk")).unwrap();
+    assert_eq!(content.len(), len);
+    crate::torture::assert_sound(&content);
+}

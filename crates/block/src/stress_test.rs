@@ -16,9 +16,12 @@ use crate::request::{Event, Request, RequestQueue, Wait};
 use crate::spec::{DiskSpec, Format};
 use crate::sync::Arc;
 
+/// How many threads there are, but for a test that wants many.
 const THREADS: u64 = 3;
 const SECTORS: u64 = 24 << 11;
 const DEPTH: usize = 8;
+/// Sectors of a group, which is one thread's.
+const GROUP: u64 = 5;
 
 struct Flying {
     buffer: Buffer,
@@ -38,11 +41,12 @@ fn bytes_of(sector: u64, tag: u64) -> [u8; 512] {
     bytes
 }
 
-/// Plays on the sectors that are this thread's own: every `THREADS`-th group of five, so that threads meet in every cluster.
+/// Plays on the sectors that are this thread's own: every `threads`-th group of five, so that threads meet in every cluster.
 struct Player {
     queue: DiskQueue,
     rng: Rng,
     thread: u64,
+    threads: u64,
     tags: Vec<u64>,
     busy: Vec<bool>,
     flying: Vec<Option<Flying>>,
@@ -57,9 +61,9 @@ impl Player {
             self.flying[slot] = Some(Flying { buffer, first: 0, sectors: Vec::new(), write: None, read: false });
             return;
         }
-        let groups = SECTORS / 5 / THREADS;
-        let first = (self.rng.below(groups) * THREADS + self.thread) * 5;
-        let count = 1 + self.rng.below(5);
+        let groups = SECTORS / GROUP / self.threads;
+        let first = (self.rng.below(groups) * self.threads + self.thread) * GROUP;
+        let count = 1 + self.rng.below(GROUP);
         let sectors: Vec<u64> = (first..first + count).collect();
         if sectors.iter().any(|&s| self.busy[s as usize]) {
             return;
@@ -148,10 +152,17 @@ fn change(disk: &Arc<Disk>, time: Duration) {
 }
 
 fn stress(engine: Engine, cluster_bits: u32, metadata_cache: Option<u64>, time: Duration) {
-    stress_with(engine, cluster_bits, metadata_cache, time, false);
+    stress_with(engine, cluster_bits, metadata_cache, time, THREADS, false);
 }
 
-fn stress_with(engine: Engine, cluster_bits: u32, metadata_cache: Option<u64>, time: Duration, changes: bool) {
+fn stress_with(
+    engine: Engine,
+    cluster_bits: u32,
+    metadata_cache: Option<u64>,
+    time: Duration,
+    threads: u64,
+    changes: bool,
+) {
     let dir = tempfile::tempdir().unwrap();
     let (base, image) = (dir.path().join("base.img"), dir.path().join("disk.qcow2"));
     let content: Vec<u8> = (0..SECTORS).flat_map(|sector| bytes_of(sector, 1)).collect();
@@ -175,7 +186,7 @@ fn stress_with(engine: Engine, cluster_bits: u32, metadata_cache: Option<u64>, t
     };
     let disk = open(&image);
     let tags: Vec<Vec<u64>> = std::thread::scope(|scope| {
-        let players: Vec<_> = (0..THREADS)
+        let players: Vec<_> = (0..threads)
             .map(|thread| {
                 let disk = disk.clone();
                 scope.spawn(move || {
@@ -183,6 +194,7 @@ fn stress_with(engine: Engine, cluster_bits: u32, metadata_cache: Option<u64>, t
                         queue: disk.queue().unwrap(),
                         rng: Rng::new(thread),
                         thread,
+                        threads,
                         tags: vec![1; SECTORS as usize],
                         busy: vec![false; SECTORS as usize],
                         flying: (0..DEPTH).map(|_| None).collect(),
@@ -206,7 +218,7 @@ fn stress_with(engine: Engine, cluster_bits: u32, metadata_cache: Option<u64>, t
     queue.submit(0, Request::Read { offset: 0, data: vec![buffer.seg(0, buffer.len())] });
     queue.wait(Wait::Block, &mut Vec::new()).unwrap();
     for (sector, found) in (0..SECTORS).zip(buffer.chunks_exact(512)) {
-        let tag = tags[(sector / 5 % THREADS) as usize][sector as usize];
+        let tag = tags[(sector / GROUP % threads) as usize][sector as usize];
         assert!(found == bytes_of(sector, tag), "sector {sector} at the end");
     }
 }
@@ -233,6 +245,11 @@ fn threads_with_small_clusters_and_a_tiny_cache_lose_nothing() {
 
 #[test]
 fn threads_lose_nothing_while_snapshots_come_and_go_and_the_size_changes() {
-    stress_with(Engine::Auto, 16, None, Duration::from_secs(3), true);
-    stress_with(Engine::Threads, 12, Some(1), Duration::from_secs(3), true);
+    stress_with(Engine::Auto, 16, None, Duration::from_secs(3), THREADS, true);
+    stress_with(Engine::Threads, 12, Some(1), Duration::from_secs(3), THREADS, true);
+}
+
+#[test]
+fn edge_46_eight_queues_lose_nothing_on_an_overlay_that_is_warm() {
+    stress_with(Engine::Auto, 16, None, Duration::from_secs(4), 8, false);
 }

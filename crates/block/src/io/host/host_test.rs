@@ -1,5 +1,8 @@
+use std::io::{Seek, SeekFrom};
+
 use super::*;
 use crate::io::Completion;
+use crate::io::{Buffer, Op, OpenMode, Storage};
 use crate::testing::within_seconds;
 
 /// What a driver says of a descriptor that cannot be watched, and then of one that can.
@@ -35,5 +38,34 @@ fn a_descriptor_that_cannot_be_watched_is_told_of_once() {
                 assert_eq!(told, [(1, false), (2, true)], "{engine:?} {broken}");
             }
         });
+    }
+}
+
+#[test]
+fn edge_47_reads_and_writes_leave_the_position_that_duplicates_share_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    std::fs::write(&path, [1; 8192]).unwrap();
+    for engine in [Engine::Auto, Engine::Threads] {
+        let host = Host::new(engine);
+        for mut driver in [host.driver().unwrap(), host.blocking_driver().unwrap()] {
+            let file = host.open(&path, OpenMode { write: true, ..OpenMode::default() }).unwrap();
+            // SAFETY: the file is open as long as `file` is, and its descriptor is borrowed for less.
+            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(file.id()) };
+            let mut duplicate = std::fs::File::from(fd.try_clone_to_owned().unwrap());
+            duplicate.seek(SeekFrom::Start(777)).unwrap();
+            let buffer = Buffer::from_bytes(&[2; 1024]);
+
+            let mut done = Vec::new();
+            driver.submit(1, file.id(), Op::Write { offset: 4096, data: vec![buffer.seg(0, 1024)] });
+            driver.submit(2, file.id(), Op::Read { offset: 0, data: vec![buffer.seg(512, 512)] });
+            driver.submit_cached(3, file.id(), Op::Write { offset: 0, data: vec![buffer.seg(0, 512)] });
+            while done.len() < 3 {
+                driver.wait(true, &mut done).unwrap();
+            }
+
+            assert!(done.iter().all(|completion| completion.result.is_ok()), "{done:?}");
+            assert_eq!(duplicate.stream_position().unwrap(), 777, "{engine:?}");
+        }
     }
 }

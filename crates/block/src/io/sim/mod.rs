@@ -56,6 +56,23 @@ struct SimFile {
     disk: SimDisk,
     /// The lock masks that open handles hold, by handle.
     locks: BTreeMap<u64, LockMasks>,
+    device: bool,
+}
+
+impl SimFile {
+    fn new(content: Vec<u8>) -> Self {
+        Self { disk: SimDisk::new(content), locks: BTreeMap::new(), device: false }
+    }
+
+    fn would_grow(&self, op: &Op) -> bool {
+        let end = match op {
+            Op::Write { offset, data } => offset.saturating_add(segs_len(data)),
+            Op::WriteZeroes { offset, len } | Op::Allocate { offset, len } => offset.saturating_add(*len),
+            Op::SetLength { len } => *len,
+            Op::Read { .. } | Op::Punch { .. } | Op::Flush { .. } => 0,
+        };
+        end > self.disk.content().len() as u64
+    }
 }
 
 struct State {
@@ -162,10 +179,18 @@ impl World {
     /// Puts a file with this content there, durably.
     pub fn put(&self, path: &Path, content: Vec<u8>) {
         let mut state = self.lock();
-        state.files.push(SimFile { disk: SimDisk::new(content), locks: BTreeMap::new() });
+        state.files.push(SimFile::new(content));
         let index = state.files.len() - 1;
         state.names.insert(path.to_path_buf(), index);
         state.durable_names.insert(path.to_path_buf(), index);
+    }
+
+    /// Makes a block device of a file: its length cannot change.
+    pub fn make_device(&self, path: &Path) {
+        let mut state = self.lock();
+        if let Some(&index) = state.names.get(path) {
+            state.files[index].device = true;
+        }
     }
 
     /// The content of a file now.
@@ -272,6 +297,9 @@ impl State {
         let faults = self.faults;
         let fails = |rng: &mut Rng, one_in: u32| one_in != 0 && rng.one_in(u64::from(one_in));
         let error = |code| Err(io::Error::from_raw_os_error(code));
+        if self.files[file].device && self.files[file].would_grow(op) {
+            return error(libc::ENOSPC);
+        }
         match op {
             Op::Flush { barrier } => {
                 *self.flushes.entry(barrier_name(*barrier)).or_default() += 1;
@@ -352,7 +380,8 @@ impl FileOps for Handle {
     }
 
     fn traits(&self) -> FileTraits {
-        FileTraits { identity: (0, self.index as u64), block_device: false, align: 1 }
+        let block_device = self.world.lock().files[self.index].device;
+        FileTraits { identity: (0, self.index as u64), block_device, align: 1 }
     }
 
     fn length(&self) -> io::Result<u64> {
@@ -389,7 +418,7 @@ impl World {
     }
 
     fn add_file(&self, state: &mut State) -> usize {
-        state.files.push(SimFile { disk: SimDisk::new(Vec::new()), locks: BTreeMap::new() });
+        state.files.push(SimFile::new(Vec::new()));
         state.files.len() - 1
     }
 }
