@@ -150,6 +150,11 @@ impl Disk {
         Ok(self.queue_on(driver.map_err(|e| Error::io("cannot set up an I/O queue", e).at_path(&self.spec.path))?))
     }
 
+    /// The number by which the requests of another queue are counted.
+    pub(crate) fn next_queue_number(&self) -> usize {
+        self.queues.fetch_add(1, Ordering::Relaxed)
+    }
+
     pub(crate) fn queue_on(self: &Arc<Self>, driver: Box<dyn Driver>) -> DiskQueue {
         // In this order: a layer that comes in between is taken anew at the first request.
         let generation = self.generation.load(Ordering::SeqCst);
@@ -158,7 +163,7 @@ impl Disk {
             generation,
             disk: self.clone(),
             queue: Queue::new(driver),
-            number: self.queues.fetch_add(1, Ordering::Relaxed),
+            number: self.next_queue_number(),
             direct: Vec::new(),
             free: Vec::new(),
             finished: Rc::default(),
@@ -210,6 +215,15 @@ impl Disk {
             let node = self.node();
             self.check(&node, request)?;
             return Ok((entered, node));
+        }
+        Err(self.broken())
+    }
+
+    /// Enters once the gate is open, to look at the topmost layer's metadata.
+    pub(crate) async fn enter_to_look(&self, queue: usize) -> Result<(Entered, Arc<Node>)> {
+        while self.grace.opened().await {
+            let Some(ticket) = self.grace.enter(queue, false) else { continue };
+            return Ok((Entered { grace: self.grace.clone(), ticket }, self.node()));
         }
         Err(self.broken())
     }
@@ -320,7 +334,7 @@ pub struct DiskQueue {
 }
 
 /// Leaves when the request is over, however it ends.
-struct Entered {
+pub(crate) struct Entered {
     grace: Arc<Grace>,
     ticket: Ticket,
 }

@@ -20,6 +20,7 @@ mod raw;
 pub mod request;
 pub mod secret;
 pub mod spec;
+mod status;
 #[cfg(test)]
 mod stress_test;
 mod sync;
@@ -35,3 +36,4 @@ pub use error::{Error, ErrorKind, Result};
 pub use qcow2::create::{Preallocation, create_image};
 pub use request::{Event, Limits, Request, RequestQueue, Wait};
 pub use spec::{DiskSpec, Format, SpecError};
+pub use status::{Content, Extent, Extents};

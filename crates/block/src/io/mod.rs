@@ -10,7 +10,7 @@ pub mod sim;
 
 use std::fmt;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -78,6 +78,16 @@ pub trait FileOps: Send + Sync {
     /// # Errors
     /// The system's.
     fn length(&self) -> io::Result<u64>;
+
+    /// The first bytes from `offset` on that may be something else than zeros; none if there are no such up to the file's end. A
+    /// storage that knows nothing of holes says that all is data.
+    ///
+    /// # Errors
+    /// The system's.
+    fn data_after(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let length = self.length()?;
+        Ok((offset < length).then_some(offset..length))
+    }
 
     /// Takes (or replaces) this open file's locks, on the bytes that QEMU uses.
     ///

@@ -15,6 +15,7 @@ mod hostile_check_test;
 mod image;
 mod kill_test;
 mod lock_test;
+mod map_test;
 mod matrix;
 mod model;
 mod qemu;

@@ -37,6 +37,7 @@ mod slices;
 pub(crate) mod snapshot;
 pub(crate) mod snapshot_table;
 mod space;
+mod status;
 mod tree;
 mod write;
 mod zero;

@@ -7,13 +7,15 @@ mod uring;
 
 use std::fs::OpenOptions;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::{FileType, OFlags, SeekFrom};
+use rustix::io::Errno;
 
 use super::{Driver, File, FileOps, FileTraits, LockError, LockMasks, Notify, OpenMode, Storage};
 use crate::secret::{Secret, SecretSource};
@@ -90,7 +92,25 @@ impl FileOps for HostFile {
 
     fn length(&self) -> io::Result<u64> {
         // Seeking gives a block device's size too; nothing here uses the file position.
-        Ok(rustix::fs::seek(&self.fd, rustix::fs::SeekFrom::End(0))?)
+        Ok(rustix::fs::seek(&self.fd, SeekFrom::End(0))?)
+    }
+
+    fn data_after(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        // Nothing here uses the file position.
+        let start = match rustix::fs::seek(&self.fd, SeekFrom::Data(offset)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(None),
+            // The file system does not know.
+            Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => offset,
+            Err(error) => return Err(error.into()),
+        };
+        let end = match rustix::fs::seek(&self.fd, SeekFrom::Hole(start)) {
+            Ok(end) => end,
+            Err(Errno::NXIO) => return Ok(None),
+            Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => self.length()?,
+            Err(error) => return Err(error.into()),
+        };
+        Ok((start < end).then_some(start..end))
     }
 
     fn lock(&self, masks: LockMasks) -> Result<(), LockError> {
