@@ -239,6 +239,13 @@ impl Disk {
                 }
                 node.write(queue, *offset, data).await
             }
+            Request::WriteCompressed { offset, data } => {
+                if self.spec.detect_zeroes != DetectZeroes::Off && is_zero(data) {
+                    let unmap = self.spec.detect_zeroes == DetectZeroes::Unmap;
+                    return node.write_zeroes(queue, *offset, segs_len(data), unmap).await;
+                }
+                node.write_compressed(queue, *offset, data).await
+            }
             Request::Flush => node.flush(queue).await,
             // A discard is a hint: to ignore it is right.
             Request::Discard { .. } if !self.spec.discard => Ok(()),
@@ -252,7 +259,9 @@ impl Disk {
     fn check(&self, node: &Node, request: &Request) -> Result<()> {
         let (offset, len, writes) = match request {
             Request::Read { offset, data } => (*offset, segs_len(data), false),
-            Request::Write { offset, data } => (*offset, segs_len(data), true),
+            Request::Write { offset, data } | Request::WriteCompressed { offset, data } => {
+                (*offset, segs_len(data), true)
+            }
             Request::Flush => return Ok(()),
             Request::Discard { offset, len } | Request::WriteZeroes { offset, len, .. } => (*offset, *len, true),
         };

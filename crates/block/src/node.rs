@@ -101,6 +101,13 @@ impl Node {
         }
     }
 
+    pub(crate) async fn write_compressed(&self, queue: &Rc<Queue>, offset: u64, data: &[IoSeg]) -> Result<()> {
+        match self {
+            Self::Raw(raw) => Err(raw.cannot_compress()),
+            Self::Qcow2(image) => image.write_compressed(queue, offset, data).await,
+        }
+    }
+
     pub(crate) async fn flush(&self, queue: &Rc<Queue>) -> Result<()> {
         match self {
             Self::Raw(raw) => raw.flush(queue).await,

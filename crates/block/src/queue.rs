@@ -20,7 +20,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use crate::io::{
     Barrier, Buffer, Completion, Driver, File, IoSeg, Notify, Op, fill_zero, is_aligned, segs_len, split_segs,
 };
-use crate::sync::{Arc, AtomicBool, Mutex, Ordering};
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering, Permit, Permits};
 
 /// Tasks that became ready by another thread's (or their own) doing.
 struct Remote {
@@ -111,6 +111,9 @@ const WATCH: u64 = 1 << 63;
 const CACHED_WRITE_MAX: u64 = 256 << 10;
 const CACHED_WRITE_MAX_BUSY: u64 = 16 << 10;
 
+/// How many clusters a queue compresses or decodes at once: their memory is the bound.
+const COMPUTED_AT_ONCE: usize = 16;
+
 /// The hub. Used through `Rc` by the tasks of one thread.
 pub(crate) struct Queue {
     /// None once the queue is [shut down](Queue::shut_down).
@@ -123,6 +126,7 @@ pub(crate) struct Queue {
     /// Tasks that let others go first: they are ready again at the next turn.
     giving_way: RefCell<Vec<Waker>>,
     completions: RefCell<Vec<Completion>>,
+    permits: Permits,
     remote: Arc<Remote>,
 }
 
@@ -165,6 +169,7 @@ impl Queue {
             ready: RefCell::default(),
             giving_way: RefCell::default(),
             completions: RefCell::default(),
+            permits: Permits::new(COMPUTED_AT_ONCE),
             remote,
         })
     }
@@ -267,6 +272,37 @@ impl Queue {
         let buffer = Arc::new(buffer);
         let data = vec![buffer.seg(0, buffer.len())];
         self.write(file, offset, data, vec![buffer]).await
+    }
+
+    /// Waits for leave to hold memory for computing: a queue holds only so much at once.
+    pub(crate) async fn permit(&self) -> Permit<'_> {
+        self.permits.take().await
+    }
+
+    /// Whether nothing waits for this thread but who asks, a task that holds a permit.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.live_tasks.get() <= 1 && self.permits.taken() <= 1
+    }
+
+    /// Has the pool that computes do `work`.
+    pub(crate) async fn compute<T: Send + 'static>(
+        self: &Rc<Self>,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let result = Arc::new(Mutex::new(None));
+        let told = result.clone();
+        let work = Box::new(move || {
+            let computed = work();
+            *told.lock() = Some(computed);
+        });
+        let owner = Owner::Task { waker: None, result: None, abandoned: false };
+        let slot = self.ops.borrow_mut().insert(OpSlot { owner, file: -1, align: 1, rest: None, keep: Vec::new() });
+        if let Some(driver) = self.driver.borrow_mut().as_mut() {
+            driver.compute(slot as u64, work);
+        }
+        Operation { queue: self.clone(), slot: Some(slot) }.await.0?;
+        let computed = result.lock().take();
+        computed.ok_or_else(|| io::Error::other("what was to be computed was cut short"))
     }
 
     pub(crate) async fn flush(self: &Rc<Self>, file: &File, barrier: Barrier) -> io::Result<()> {

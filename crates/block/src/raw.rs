@@ -120,6 +120,11 @@ impl RawImage {
         Ok(())
     }
 
+    /// What a compressed write is answered.
+    pub(crate) fn cannot_compress(&self) -> Error {
+        Error::new(ErrorKind::Unsupported, "a raw image has no compressed clusters").at_path(&self.path)
+    }
+
     fn check_writable(&self) -> Result<()> {
         if self.writable {
             return Ok(());

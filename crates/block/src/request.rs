@@ -26,6 +26,14 @@ pub enum Request {
         /// Where the bytes come from.
         data: Vec<IoSeg>,
     },
+    /// Writes `data` at `offset` compressed, if the image's format can and that makes it smaller. For who fills an image: whole clusters
+    /// (the disk's last one may be a part) that have no data yet, and else it fails.
+    WriteCompressed {
+        /// Where on the virtual disk: the start of a cluster.
+        offset: u64,
+        /// Where the bytes come from.
+        data: Vec<IoSeg>,
+    },
     /// Makes every write that completed before this request was submitted durable.
     Flush,
     /// Says that the range's content is no longer needed: a hint, after which it reads as zeros or as it was.
@@ -50,7 +58,7 @@ impl Request {
     /// The segment list, to be given back; empty for a request without one.
     pub(crate) fn into_data(self) -> Vec<IoSeg> {
         match self {
-            Self::Read { data, .. } | Self::Write { data, .. } => data,
+            Self::Read { data, .. } | Self::Write { data, .. } | Self::WriteCompressed { data, .. } => data,
             Self::Flush | Self::Discard { .. } | Self::WriteZeroes { .. } => Vec::new(),
         }
     }

@@ -5,7 +5,6 @@
 //!
 //! Lock order: both hold their inner lock only to look and to enlist, and wake others after giving it back.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::ops::Range;
 use std::task::{Poll, Waker};
@@ -29,10 +28,18 @@ impl<T> Mutex<T> {
     }
 }
 
+/// Adds a task to those that wait, once: one that awaits several futures would be woken for each, enlist for each again, and so
+/// be woken ever more often.
+pub(crate) fn enlist(waiting: &mut Vec<Waker>, waker: &Waker) {
+    if !waiting.iter().any(|other| other.will_wake(waker)) {
+        waiting.push(waker.clone());
+    }
+}
+
 #[derive(Default)]
 struct Gate {
     held: bool,
-    waiting: VecDeque<Waker>,
+    waiting: Vec<Waker>,
 }
 
 /// A lock that tasks hold across I/O.
@@ -47,7 +54,7 @@ impl AsyncMutex {
         poll_fn(|cx| {
             let mut gate = self.0.lock();
             if gate.held {
-                gate.waiting.push_back(cx.waker().clone());
+                enlist(&mut gate.waiting, cx.waker());
                 return Poll::Pending;
             }
             gate.held = true;
@@ -92,7 +99,7 @@ impl RangeLocks {
         poll_fn(|cx| {
             let mut ranges = self.0.lock();
             if ranges.held.iter().any(|held| held.start < range.end && range.start < held.end) {
-                ranges.waiting.push(cx.waker().clone());
+                enlist(&mut ranges.waiting, cx.waker());
                 return Poll::Pending;
             }
             ranges.held.push(range.clone());
@@ -111,6 +118,57 @@ impl Drop for RangeGuard<'_> {
                 ranges.held.swap_remove(at);
             }
             std::mem::take(&mut ranges.waiting)
+        };
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// So many permits for tasks, which hold them across I/O.
+pub(crate) struct Permits {
+    count: usize,
+    state: Mutex<PermitState>,
+}
+
+#[derive(Default)]
+struct PermitState {
+    taken: usize,
+    waiting: Vec<Waker>,
+}
+
+/// Holds one of [`Permits`].
+pub(crate) struct Permit<'a>(&'a Permits);
+
+impl Permits {
+    pub(crate) fn new(count: usize) -> Self {
+        Self { count, state: Mutex::default() }
+    }
+
+    pub(crate) async fn take(&self) -> Permit<'_> {
+        poll_fn(|cx| {
+            let mut state = self.state.lock();
+            if state.taken >= self.count {
+                enlist(&mut state.waiting, cx.waker());
+                return Poll::Pending;
+            }
+            state.taken += 1;
+            Poll::Ready(Permit(self))
+        })
+        .await
+    }
+
+    /// How many are held.
+    pub(crate) fn taken(&self) -> usize {
+        self.state.lock().taken
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        let waiting = {
+            let mut state = self.0.state.lock();
+            state.taken -= 1;
+            // All of them: one that was dropped meanwhile must not swallow the only wake-up.
+            std::mem::take(&mut state.waiting)
         };
         waiting.into_iter().for_each(Waker::wake);
     }

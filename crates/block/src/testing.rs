@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::io::sim::World;
-use crate::io::{Completion, Driver, Notify, Op, Storage};
+use crate::io::{Completion, Driver, Notify, Op, Storage, Work};
 use crate::sync::Arc;
 
 /// A driver whose operations never end before it is dropped, when it calls `at_drop`.
@@ -23,6 +23,8 @@ impl<F: FnMut()> Stuck<F> {
 
 impl<F: FnMut()> Driver for Stuck<F> {
     fn submit(&mut self, _token: u64, _file: RawFd, _op: Op) {}
+
+    fn compute(&mut self, _token: u64, _work: Work) {}
 
     fn watch(&mut self, _fd: RawFd, _token: u64) -> io::Result<()> {
         Ok(())

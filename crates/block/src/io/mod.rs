@@ -313,7 +313,10 @@ pub trait Notify: Send + Sync {
     fn notify(&self);
 }
 
-/// An I/O queue, owned by one thread. Dropping it waits for what is in flight.
+/// Work for the pool that computes: compressing a cluster, or decoding one. It owns all that it needs.
+pub type Work = Box<dyn FnOnce() + Send>;
+
+/// An I/O queue, owned by one thread. Dropping it waits for what is in flight, but for no work of the pool.
 pub trait Driver {
     /// Takes an operation on the file with this [`FileOps::id`]; it may be sent only with the next `wait`.
     fn submit(&mut self, token: u64, file: RawFd, op: Op);
@@ -322,6 +325,10 @@ pub trait Driver {
     fn submit_cached(&mut self, token: u64, file: RawFd, op: Op) {
         self.submit(token, file, op);
     }
+
+    /// Has `work` done where it takes no time of this thread's; a completion with `token` says when it is over. There is room for a
+    /// bounded amount: what does not fit is done before the call returns.
+    fn compute(&mut self, token: u64, work: Work);
 
     /// From now on each signal of the eventfd `fd` yields a completion with `token` (and the counter is read). If it cannot be watched,
     /// or not any more, one with an error says so, and it is left alone from then on.

@@ -113,6 +113,7 @@ impl Image {
         while self.meta.lock().refcounts.is_dirty() {
             self.commit(queue, Until::Durable).await?;
         }
+        self.round_file_end(queue).await;
         Ok(())
     }
 

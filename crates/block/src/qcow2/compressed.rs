@@ -1,120 +1,176 @@
-//! Compressed clusters: read, decoded once, and kept for a while.
+//! Reading compressed clusters: each is decoded once, however many wait for it, and kept for a while.
+//!
+//! A cluster that is asked for alone is decoded by the queue's own thread, where handing it over would cost more than it saves;
+//! several go to the pool that computes, side by side. So does a large one, so that no image can hold a queue's thread for long: what
+//! is decoded there is one cluster of at most [`INLINE_BYTES`], from hardly more bytes than that.
+//!
+//! Memory: each cluster that is being decoded takes its size for what comes out, and at most twice that for what goes in; a queue
+//! decodes a bounded number at once.
 //!
 //! Locks: the cache's, held only to look and to put.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::io::Read;
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::{Poll, Waker};
 
-use cowhand_qcow2::{CompressedRange, Compression};
-use zstd::stream::raw::{self, Operation as _};
+use cowhand_qcow2::{CompressedRange, HostOffset};
 
-use super::Image;
+use super::{Image, codec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Buffer;
 use crate::queue::Queue;
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Mutex, enlist};
 
 /// About how many bytes of decoded clusters an image keeps.
 const KEPT_BYTES: u64 = 1 << 20;
 
-/// Decoded clusters, most recently used last, by where their compressed bytes lie.
+/// The largest cluster that a queue's thread decodes itself: that takes it about a tenth of a millisecond, twice what the way to the
+/// pool and back does.
+const INLINE_BYTES: u64 = 64 << 10;
+
+/// Decoded clusters, most recently used last, by where their compressed bytes lie; and those that are being decoded.
 #[derive(Default)]
-pub(super) struct DecodedCache {
-    entries: Mutex<VecDeque<(CompressedRange, Arc<Buffer>)>>,
+pub(super) struct DecodedCache(Mutex<Decoded>);
+
+#[derive(Default)]
+struct Decoded {
+    entries: VecDeque<(CompressedRange, Arc<Buffer>)>,
+    decoding: Vec<(CompressedRange, Arc<Decoding>)>,
+}
+
+/// A cluster that is being decoded.
+#[derive(Default)]
+struct Decoding(Mutex<Progress>);
+
+#[derive(Default)]
+struct Progress {
+    /// Nobody decodes it any more.
+    over: bool,
+    /// None as well if that failed.
+    decoded: Option<Arc<Buffer>>,
+    waiting: Vec<Waker>,
+}
+
+/// What a look into the cache says.
+enum Found<'a> {
+    Decoded(Arc<Buffer>),
+    /// Somebody else decodes it.
+    Coming(Arc<Decoding>),
+    /// Who asked is to decode it.
+    Task(Decoder<'a>),
+}
+
+/// Who decodes a cluster holds this; those who wait hear of its end.
+struct Decoder<'a> {
+    cache: &'a DecodedCache,
+    range: CompressedRange,
+    decoding: Arc<Decoding>,
 }
 
 impl DecodedCache {
-    fn get(&self, range: CompressedRange) -> Option<Arc<Buffer>> {
-        let mut entries = self.entries.lock();
-        let at = entries.iter().position(|(key, _)| *key == range)?;
-        let entry = entries.remove(at)?;
-        let found = entry.1.clone();
-        entries.push_back(entry);
-        Some(found)
+    fn find(&self, range: CompressedRange) -> Found<'_> {
+        let mut cache = self.0.lock();
+        if let Some(at) = cache.entries.iter().position(|(key, _)| *key == range)
+            && let Some(entry) = cache.entries.remove(at)
+        {
+            let found = entry.1.clone();
+            cache.entries.push_back(entry);
+            return Found::Decoded(found);
+        }
+        if let Some((_, decoding)) = cache.decoding.iter().find(|(key, _)| *key == range) {
+            return Found::Coming(decoding.clone());
+        }
+        let decoding = Arc::<Decoding>::default();
+        cache.decoding.push((range, decoding.clone()));
+        Found::Task(Decoder { cache: self, range, decoding })
     }
 
-    fn put(&self, range: CompressedRange, decoded: Arc<Buffer>) {
+    /// Another cluster comes to lie at `host`: what was decoded from there is no longer what lies there. All requests that could
+    /// still read the old one have ended.
+    pub(super) fn forget(&self, host: HostOffset) {
+        self.0.lock().entries.retain(|(range, _)| range.host != host);
+    }
+}
+
+impl Decoder<'_> {
+    fn succeed(&self, decoded: &Arc<Buffer>) {
         let keep = (KEPT_BYTES / decoded.len().max(1) as u64).max(1) as usize;
-        let mut entries = self.entries.lock();
-        while entries.len() >= keep {
-            entries.pop_front();
+        let mut cache = self.cache.0.lock();
+        while cache.entries.len() >= keep {
+            cache.entries.pop_front();
         }
-        entries.push_back((range, decoded));
+        cache.entries.push_back((self.range, decoded.clone()));
+        drop(cache);
+        self.decoding.0.lock().decoded = Some(decoded.clone());
+    }
+}
+
+impl Drop for Decoder<'_> {
+    fn drop(&mut self) {
+        self.cache.0.lock().decoding.retain(|(_, decoding)| !Arc::ptr_eq(decoding, &self.decoding));
+        let waiting = {
+            let mut progress = self.decoding.0.lock();
+            progress.over = true;
+            std::mem::take(&mut progress.waiting)
+        };
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Decoding {
+    /// Waits for who decodes it; None if he failed, or was given up.
+    async fn end(&self) -> Option<Arc<Buffer>> {
+        poll_fn(|cx| {
+            let mut progress = self.0.lock();
+            if progress.over {
+                return Poll::Ready(progress.decoded.clone());
+            }
+            enlist(&mut progress.waiting, cx.waker());
+            Poll::Pending
+        })
+        .await
     }
 }
 
 impl Image {
     /// A compressed cluster's content.
     pub(super) async fn decoded(&self, queue: &Rc<Queue>, range: CompressedRange) -> Result<Arc<Buffer>> {
-        if let Some(found) = self.decoded.get(range) {
-            return Ok(found);
-        }
-        let place = range.host.get();
-        // The last sector may lie past the end of the file: it reads as zeros, which no decoder looks at. (Sharp edge 25.)
-        let read = queue.read_buffer(&self.file, place, range.len as usize).await;
-        let bytes = read.map_err(|e| self.io_error("cannot read a compressed cluster", place, e))?;
-        let compression = self.header.lock().header.compression;
-        let mut decoded = Buffer::zeroed(self.cluster_size() as usize);
-        decode(compression, &bytes, &mut decoded).map_err(|what| {
-            let message = format!("the image is damaged: a compressed cluster cannot be decoded: {what}");
-            Error::new(ErrorKind::Corrupt, message).at_path(&self.path).at_offset(place)
-        })?;
-        let decoded = Arc::new(decoded);
-        self.decoded.put(range, decoded.clone());
-        Ok(decoded)
-    }
-}
-
-/// Decodes exactly `out.len()` bytes; what the input holds beyond is ignored, so that no input costs more than one cluster.
-fn decode(compression: Compression, input: &[u8], out: &mut [u8]) -> std::result::Result<(), String> {
-    DECODERS.with_borrow_mut(|decoders| match compression {
-        Compression::Zlib => decoders.zlib(input, out),
-        Compression::Zstd => decoders.zstd(input, out),
-    })
-}
-
-thread_local! {
-    static DECODERS: RefCell<Decoders> = RefCell::default();
-}
-
-/// A thread's decoders, made once: setting one up takes a good part of what decoding a cluster does.
-#[derive(Default)]
-struct Decoders {
-    zlib: Option<libdeflater::Decompressor>,
-    zstd: Option<raw::Decoder<'static>>,
-}
-
-impl Decoders {
-    fn zlib(&mut self, input: &[u8], out: &mut [u8]) -> std::result::Result<(), String> {
-        let decoder = self.zlib.get_or_insert_with(libdeflater::Decompressor::new);
-        if decoder.deflate_decompress(input, out) == Ok(out.len()) {
-            return Ok(());
-        }
-        // It takes only streams that end with the cluster. Those that go on are fine (sharp edge 24), and rare.
-        flate2::read::DeflateDecoder::new(input).read_exact(out).map_err(|e| e.to_string())
-    }
-
-    fn zstd(&mut self, input: &[u8], out: &mut [u8]) -> std::result::Result<(), String> {
-        let text = |e: std::io::Error| e.to_string();
-        let decoder = match &mut self.zstd {
-            Some(decoder) => decoder,
-            none => none.insert(raw::Decoder::new().map_err(text)?),
-        };
-        decoder.reinit().map_err(text)?;
-        // The window never needs to be larger than the cluster; a frame that asks for more is refused before memory is taken.
-        let window = (usize::BITS - (out.len().max(1024) - 1).leading_zeros()).max(10);
-        decoder.set_parameter(raw::DParameter::WindowLogMax(window)).map_err(text)?;
-        let (mut input, mut out) = (raw::InBuffer::around(input), raw::OutBuffer::around(out));
-        while out.pos() < out.capacity() {
-            let before = (input.pos(), out.pos());
-            decoder.run(&mut input, &mut out).map_err(text)?;
-            if (input.pos(), out.pos()) == before {
-                return Err("the data ends before the cluster does".into());
+        loop {
+            match self.decoded.find(range) {
+                Found::Decoded(found) => return Ok(found),
+                Found::Coming(decoding) => {
+                    if let Some(found) = decoding.end().await {
+                        return Ok(found);
+                    }
+                }
+                Found::Task(decoder) => {
+                    let decoded = Arc::new(self.decode(queue, range).await?);
+                    decoder.succeed(&decoded);
+                    return Ok(decoded);
+                }
             }
         }
-        Ok(())
+    }
+
+    async fn decode(&self, queue: &Rc<Queue>, range: CompressedRange) -> Result<Buffer> {
+        let _permit = queue.permit().await;
+        let place = range.host.get();
+        let error = |e| self.io_error("cannot read a compressed cluster", place, e);
+        // The last sector may lie past the end of the file: it reads as zeros, which no decoder looks at. (Sharp edge 25.)
+        let bytes = queue.read_buffer(&self.file, place, range.len as usize).await.map_err(error)?;
+        let compression = self.header.lock().header.compression;
+        let size = self.cluster_size();
+        let work = move || {
+            let mut decoded = Buffer::zeroed(size as usize);
+            codec::decode(compression, &bytes, &mut decoded).map(|()| decoded)
+        };
+        let inline = queue.is_quiet() && size <= INLINE_BYTES && range.len <= size + 512;
+        let decoded = if inline { work() } else { queue.compute(work).await.map_err(error)? };
+        decoded.map_err(|what| {
+            let message = format!("the image is damaged: a compressed cluster cannot be decoded: {what}");
+            Error::new(ErrorKind::Corrupt, message).at_path(&self.path).at_offset(place)
+        })
     }
 }
 

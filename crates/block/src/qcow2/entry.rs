@@ -4,7 +4,7 @@
 //! in that layer's file. So one look at the topmost layer's slices tells where a whole chain has its data. None of
 //! that goes into a file: [`Stored::on_disk`] takes it out again.
 
-use cowhand_qcow2::{FormatError, Geometry, HostOffset, L2Entry, L2Kind, SubclusterBitmap};
+use cowhand_qcow2::{CompressedRange, FormatError, Geometry, HostOffset, L2Entry, L2Kind, SubclusterBitmap};
 
 /// Bits 9 to 55: where something lies, as in the file's own entries.
 const PLACE: u64 = 0x00ff_ffff_ffff_fe00;
@@ -84,6 +84,11 @@ impl Stored {
     /// Of a cluster that is all data, at `host`, with a single reference.
     pub(super) fn data(host: HostOffset) -> Result<Self, FormatError> {
         Ok(Self { entry: L2Entry::data(host, true)?.raw(), bitmap: SubclusterBitmap::ALL_ALLOCATED })
+    }
+
+    /// Of a compressed cluster. (With extended L2 entries its bitmap says nothing.)
+    pub(super) fn compressed(geometry: &Geometry, range: CompressedRange) -> Result<Self, FormatError> {
+        Ok(Self { entry: L2Entry::compressed(range, geometry)?.raw(), bitmap: SubclusterBitmap::NONE })
     }
 
     /// Of a cluster that reads as zeros.

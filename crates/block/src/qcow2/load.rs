@@ -13,6 +13,7 @@ use super::mapping::be64;
 use super::slices::Slice;
 use crate::error::{Error, ErrorKind, Result};
 use crate::queue::Queue;
+use crate::sync::enlist;
 
 impl Image {
     /// Brings a slice into the cache. Whoever comes while it is being read waits for that read.
@@ -35,7 +36,7 @@ impl Image {
                 return Poll::Ready(false);
             }
             if let Some(waiting) = meta.loading.get_mut(&slice) {
-                waiting.push(cx.waker().clone());
+                enlist(waiting, cx.waker());
                 waited = true;
                 return Poll::Pending;
             }

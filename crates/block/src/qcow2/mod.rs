@@ -3,7 +3,8 @@
 //! One concern a file: [`entry`], [`slices`], [`load`] and [`mapping`] find where data lies, [`resolve`] also in the layers below;
 //! [`publish`] changes that; [`refcounts`] and [`space`] give host clusters out and take
 //! them back; [`commit`] writes metadata in the order that survives a power cut; [`read`], [`write`] and [`zero`] serve requests;
-//! [`data`] reads and writes the data itself; [`compressed`] decodes clusters; [`layout`] keeps guest data off the metadata;
+//! [`data`] reads and writes the data itself; [`compressed`] reads and [`compress`] writes
+//! compressed clusters by means of [`codec`]; [`layout`] keeps guest data off the metadata;
 //! [`open`] validates an image and [`create`] makes one; [`check`] finds and repairs damage.
 //! [`snapshot`] and [`resize`] change an image as a whole, alone with it: they work on the file by means of [`tree`], [`run`] and
 //! [`snapshot_table`], and then it is read again ([`reload`]).
@@ -17,7 +18,9 @@
 //! and never across I/O, the metadata lock ([`Image::meta`]).
 
 pub(crate) mod check;
+mod codec;
 mod commit;
+mod compress;
 mod compressed;
 pub(crate) mod create;
 pub(crate) mod data;

@@ -11,10 +11,13 @@ use super::entry::Below;
 use super::mapping::{Kind, Run};
 use crate::error::{Error, Result};
 use crate::io::{IoSeg, fill_zero, segs_len, split_segs};
-use crate::join::join_all;
+use crate::join::join_some;
 use crate::node::Node;
 use crate::queue::Queue;
 use crate::raw::RawImage;
+
+/// How many parts of a read are under way at once.
+const PIECES_AT_ONCE: usize = 64;
 
 /// A part of a read, in one place of one layer.
 enum Piece<'a> {
@@ -68,7 +71,7 @@ impl Image {
                 Node::Qcow2(image) => image.locate(queue, offset, &data, &mut pieces, &mut gaps).await?,
             }
         }
-        join_all(pieces.into_iter().map(|piece| piece.read(queue)).collect()).await
+        join_some(pieces.into_iter().map(|piece| piece.read(queue)), PIECES_AT_ONCE).await
     }
 
     /// Finds what this layer has of a read, and what it does not have; fills in what reads as zeros.

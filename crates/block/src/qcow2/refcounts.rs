@@ -95,6 +95,8 @@ pub(super) struct Refcounts {
     limit: u64,
     max_blocks: usize,
     clock: u64,
+    /// Where the last compressed cluster ended, within a host cluster: the next one may follow.
+    packed_end: Option<HostOffset>,
 }
 
 /// The first cluster index that no entry can name.
@@ -129,6 +131,7 @@ impl Refcounts {
             limit: limit.map_or(CLUSTER_END >> bits.bits(), |bytes| bytes >> bits.bits()),
             max_blocks: usize::try_from(budget >> bits.bits()).unwrap_or(usize::MAX).max(4),
             clock: 0,
+            packed_end: None,
         }
     }
 
@@ -249,6 +252,45 @@ impl Refcounts {
         Ok(Extent { host: HostOffset::new(first << self.geometry.cluster_bits.bits()), clusters, zeroed })
     }
 
+    /// Gives out `len` bytes (1 to a cluster) for a compressed cluster, with a reference more to each cluster that they touch: behind
+    /// the last ones as long as that cluster's count has room for a reference more, else in new clusters. (Sharp edges 23 and 26.)
+    pub(super) fn allocate_bytes(&mut self, len: u64, now: u64) -> Result<HostOffset, Need> {
+        let bits = self.geometry.cluster_bits;
+        let host = match self.follow_packed(len, now)? {
+            Some(host) => host,
+            None => self.allocate(1, now)?.host,
+        };
+        let end = host.get() + len;
+        self.packed_end = (bits.offset_in(end) != 0).then_some(HostOffset::new(end));
+        Ok(host)
+    }
+
+    /// Whether what was packed last ends within a cluster.
+    pub(super) fn ends_packed(&self) -> bool {
+        self.packed_end.is_some()
+    }
+
+    /// The place behind what was packed last, if there is room for `len` bytes more.
+    fn follow_packed(&mut self, len: u64, now: u64) -> Result<Option<HostOffset>, Need> {
+        let Some(end) = self.packed_end else { return Ok(None) };
+        let bits = self.geometry.cluster_bits;
+        let cluster = bits.index_of(end.get());
+        if self.get(cluster)? >= refcount::max(self.geometry.refcount_order) {
+            return Ok(None);
+        }
+        if bits.offset_in(end.get()) + len > bits.size() {
+            let next = cluster + 1;
+            let countable = next < self.limit && self.has_block(self.split(next).0);
+            if !countable || !self.is_free(next)? {
+                return Ok(None);
+            }
+            self.put(next, 1, now)?;
+            self.fresh = self.fresh.max(next + 1);
+        }
+        self.reference(cluster, now)?;
+        Ok(Some(end))
+    }
+
     /// The first cluster that may be free.
     pub(super) fn hint(&self) -> u64 {
         self.hint
@@ -343,6 +385,8 @@ impl Refcounts {
         self.put(cluster, less, now)?;
         if less == 0 {
             self.quarantine.insert(cluster);
+            // What it is used for next has nothing to do with what was packed there.
+            self.packed_end.take_if(|end| self.geometry.cluster_bits.index_of(end.get()) == cluster);
         }
         Ok(less == 0)
     }

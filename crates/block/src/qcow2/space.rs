@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use cowhand_qcow2::{FormatError, HostOffset};
 
-use super::refcounts::{Extent, Need};
+use super::refcounts::{Extent, Need, Refcounts};
 use super::{CLUSTERS_AT_ONCE, Image};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Barrier;
@@ -17,6 +17,15 @@ const DROPPED_BYTES: u64 = 256 << 20;
 impl Image {
     /// Gives out up to `wanted` clusters that lie together, each with one reference, not yet durable.
     pub(super) async fn allocate(&self, queue: &Rc<Queue>, wanted: u64) -> Result<Extent> {
+        self.allocate_with(queue, |refcounts, now| refcounts.allocate(wanted, now)).await
+    }
+
+    /// Gives out what `allocate` takes from the refcounts at some moment, once they have what it needs.
+    pub(super) async fn allocate_with<T>(
+        &self,
+        queue: &Rc<Queue>,
+        allocate: impl Fn(&mut Refcounts, u64) -> std::result::Result<T, Need>,
+    ) -> Result<T> {
         loop {
             let need = {
                 let mut meta = self.meta.lock();
@@ -24,8 +33,8 @@ impl Image {
                 if meta.refcounts.crowded() || meta.dropped.len() > self.dropped_max() {
                     None
                 } else {
-                    match meta.refcounts.allocate(wanted, now) {
-                        Ok(extent) => return Ok(extent),
+                    match allocate(&mut meta.refcounts, now) {
+                        Ok(given) => return Ok(given),
                         Err(need) => Some(need),
                     }
                 }

@@ -22,7 +22,7 @@ impl FailedQueue {
 impl RequestQueue for FailedQueue {
     fn submit(&mut self, tag: u64, request: Request) {
         let data = match request {
-            Request::Read { data, .. } | Request::Write { data, .. } => data,
+            Request::Read { data, .. } | Request::Write { data, .. } | Request::WriteCompressed { data, .. } => data,
             _ => Vec::new(),
         };
         let result = Err(Error::new(ErrorKind::Io, "the disk's queue has failed"));

@@ -110,7 +110,9 @@ impl FakeQueue {
         let mut disk = self.disk.data.lock().unwrap();
         if self.disk.fail.load(Ordering::SeqCst) {
             let data = match request {
-                Request::Read { data, .. } | Request::Write { data, .. } => data,
+                Request::Read { data, .. } | Request::Write { data, .. } | Request::WriteCompressed { data, .. } => {
+                    data
+                }
                 _ => Vec::new(),
             };
             return (Err(Error::new(ErrorKind::Io, "injected")), data);
@@ -126,7 +128,7 @@ impl FakeQueue {
                 }
                 data
             }
-            Request::Write { offset, data } => {
+            Request::Write { offset, data } | Request::WriteCompressed { offset, data } => {
                 let mut at = offset as usize;
                 for seg in &data {
                     // SAFETY: as above.
@@ -198,7 +200,7 @@ fn describe(request: &Request) -> String {
         Request::Read { offset, data } => {
             format!("read {offset}+{}", data.iter().map(IoSeg::len).sum::<usize>())
         }
-        Request::Write { offset, data } => {
+        Request::Write { offset, data } | Request::WriteCompressed { offset, data } => {
             format!("write {offset}+{}", data.iter().map(IoSeg::len).sum::<usize>())
         }
         Request::Flush => "flush".into(),

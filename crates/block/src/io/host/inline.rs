@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use super::{Wake, threads};
-use crate::io::{Completion, Driver, Notify, Op};
+use crate::io::{Completion, Driver, Notify, Op, Work};
 
 /// The queue.
 pub(super) struct Inline {
@@ -24,6 +24,11 @@ impl Driver for Inline {
     fn submit(&mut self, token: u64, file: RawFd, op: Op) {
         let (result, data) = threads::run(file, op);
         self.done.push(Completion { token, result, data });
+    }
+
+    fn compute(&mut self, token: u64, work: Work) {
+        work();
+        self.done.push(Completion { token, result: Ok(0), data: Vec::new() });
     }
 
     fn watch(&mut self, _fd: RawFd, _token: u64) -> io::Result<()> {

@@ -1,5 +1,7 @@
-//! The seam on a Linux host: files, directories and image locks; its I/O queues are [`uring`] and [`threads`].
+//! The seam on a Linux host: files, directories and image locks; its I/O queues are [`uring`] and [`threads`],
+//! its pool that computes is [`compute`].
 
+mod compute;
 mod inline;
 mod lock;
 mod threads;
@@ -17,6 +19,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FileType, OFlags, SeekFrom};
 use rustix::io::Errno;
 
+use self::compute::Pool;
 use super::{Driver, File, FileOps, FileTraits, LockError, LockMasks, Notify, OpenMode, Storage};
 use crate::secret::{Secret, SecretSource};
 
@@ -34,13 +37,15 @@ pub enum Engine {
 #[derive(Debug, Default)]
 pub struct Host {
     engine: Engine,
+    /// Shared by the queues; it ends with the last of them and the host.
+    pool: Arc<Pool>,
 }
 
 impl Host {
     /// The host, with the given sort of I/O queue.
     #[must_use]
-    pub const fn new(engine: Engine) -> Self {
-        Self { engine }
+    pub fn new(engine: Engine) -> Self {
+        Self { engine, pool: Arc::default() }
     }
 }
 
@@ -49,7 +54,7 @@ impl Host {
 /// # Errors
 /// The system's reason why not.
 pub fn probe_io_uring() -> io::Result<()> {
-    uring::Uring::new().map(drop)
+    uring::Uring::new(&Arc::default()).map(drop)
 }
 
 struct HostFile {
@@ -201,12 +206,12 @@ impl Storage for Host {
 
     fn driver(&self) -> io::Result<Box<dyn Driver>> {
         if self.engine == Engine::Auto {
-            match uring::Uring::new() {
+            match uring::Uring::new(&self.pool) {
                 Ok(ring) => return Ok(Box::new(ring)),
                 Err(e) => tracing::info!("io_uring is refused here ({e}); using threads"),
             }
         }
-        Ok(Box::new(threads::Threads::new()?))
+        Ok(Box::new(threads::Threads::new(&self.pool)?))
     }
 
     fn blocking_driver(&self) -> io::Result<Box<dyn Driver>> {

@@ -8,8 +8,9 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use super::compute::{self, Computing};
 use super::{Wake, drain_eventfd, take_signal};
-use crate::io::{Completion, Driver, IoSeg, Notify, Op};
+use crate::io::{Completion, Driver, IoSeg, Notify, Op, Work};
 
 const THREADS: usize = 4;
 const MAX_SEGS: usize = 1024;
@@ -42,13 +43,16 @@ pub(super) struct Threads {
     pool: Arc<Pool>,
     workers: Vec<JoinHandle<()>>,
     watches: Vec<(RawFd, u64)>,
+    computing: Computing,
 }
 
 impl Threads {
-    pub(super) fn new() -> io::Result<Self> {
+    /// A queue whose computing `computes` does.
+    pub(super) fn new(computes: &Arc<compute::Pool>) -> io::Result<Self> {
         let pool =
             Arc::new(Pool { jobs: Mutex::default(), more: Condvar::new(), done: Mutex::default(), wake: Wake::new()? });
-        let mut queue = Self { pool, workers: Vec::new(), watches: Vec::new() };
+        let computing = Computing::new(computes, pool.wake.clone());
+        let mut queue = Self { pool, workers: Vec::new(), watches: Vec::new(), computing };
         for _ in 0..THREADS {
             let pool = queue.pool.clone();
             queue.workers.push(std::thread::Builder::new().name("block-io".into()).spawn(move || work(&pool))?);
@@ -126,6 +130,10 @@ impl Driver for Threads {
         self.pool.more.notify_one();
     }
 
+    fn compute(&mut self, token: u64, work: Work) {
+        self.computing.start(token, work);
+    }
+
     fn watch(&mut self, fd: RawFd, token: u64) -> io::Result<()> {
         self.watches.push((fd, token));
         Ok(())
@@ -147,6 +155,7 @@ impl Driver for Threads {
         // Emptied before the results are taken, so that a result that comes later signals again.
         drain_eventfd(wake);
         done.append(&mut locked(&self.pool.done));
+        self.computing.take(done);
         let mut polled = fds.iter().skip(1);
         self.watches.retain(|&(fd, token)| {
             let events = polled.next().map_or(0, |p| i32::from(p.revents));

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
+use super::compute::{Computing, Pool};
 use super::{Wake, take_signal};
-use crate::io::{Completion, Driver, IoSeg, Notify, Op};
+use crate::io::{Completion, Driver, IoSeg, Notify, Op, Work};
 
 /// Submission entries: as many are sent at once. The completion ring has twice as many; more operations than that wait in the backlog.
 const ENTRIES: u32 = 128;
@@ -66,10 +67,12 @@ pub(super) struct Uring {
     slow_until: Option<Instant>,
     /// Operations that are done at once: those that have no opcode worth having, and quick ones.
     done_inline: Vec<Completion>,
+    computing: Computing,
 }
 
 impl Uring {
-    pub(super) fn new() -> io::Result<Self> {
+    /// A queue whose computing `computes` does.
+    pub(super) fn new(computes: &Arc<Pool>) -> io::Result<Self> {
         // The flags that let completions run on our own thread at our own time (and tell that there are some, so that looking
         // without sleeping finds them) came with Linux 6.1.
         let ring = IoUring::builder()
@@ -98,6 +101,7 @@ impl Uring {
             broken: None,
             slow_until: None,
             done_inline: Vec::new(),
+            computing: Computing::new(computes, wake.clone()),
         };
         queue.add_watch(wake.0.as_raw_fd(), None);
         // A kernel that refuses the first wait refuses all: say so now, while there is a way out.
@@ -299,6 +303,10 @@ impl Driver for Uring {
         self.done_inline.push(Completion { token, result, data });
     }
 
+    fn compute(&mut self, token: u64, work: Work) {
+        self.computing.start(token, work);
+    }
+
     fn watch(&mut self, fd: RawFd, token: u64) -> io::Result<()> {
         self.add_watch(fd, Some(token));
         Ok(())
@@ -309,6 +317,8 @@ impl Driver for Uring {
         done.append(&mut self.done_inline);
         let block = block && done.len() == before;
         self.round(block, done)?;
+        // After the signals were taken, so that what ends later signals again.
+        self.computing.take(done);
         self.broken.take().map_or(Ok(()), Err)
     }
 

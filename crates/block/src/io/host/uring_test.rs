@@ -7,7 +7,7 @@ use crate::testing::within_seconds;
 
 /// None on a host that refuses io_uring, where all other tests run on threads.
 fn ring() -> Option<Uring> {
-    Uring::new().inspect_err(|e| eprintln!("no io_uring on this host: {e}")).ok()
+    Uring::new(&Arc::default()).inspect_err(|e| eprintln!("no io_uring on this host: {e}")).ok()
 }
 
 #[test]

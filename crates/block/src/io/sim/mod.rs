@@ -23,7 +23,7 @@ use std::time::Duration;
 use self::disk::SimDisk;
 pub use self::rng::Rng;
 use super::{
-    Barrier, Completion, Driver, File, FileOps, FileTraits, LockError, LockMasks, Notify, Op, OpenMode, Storage,
+    Barrier, Completion, Driver, File, FileOps, FileTraits, LockError, LockMasks, Notify, Op, OpenMode, Storage, Work,
     segs_len,
 };
 use crate::secret::{Secret, SecretSource};
@@ -45,10 +45,18 @@ pub struct Faults {
 struct Pending {
     queue: usize,
     token: u64,
-    file: usize,
-    op: Op,
-    /// For a flush: how many of the file's changes were complete when it was submitted.
-    covers: u64,
+    what: What,
+}
+
+/// What is to be carried out.
+enum What {
+    Io {
+        file: usize,
+        op: Op,
+        /// For a flush: how many of the file's changes were complete when it was submitted.
+        covers: u64,
+    },
+    Work(Work),
 }
 
 /// A file of the world, and its name's fate.
@@ -258,6 +266,15 @@ impl State {
         }
     }
 
+    /// Takes an operation to be carried out: at once, or when the seed says.
+    fn take(&mut self, pending: Pending) {
+        if self.orderly {
+            self.carry_out(pending);
+        } else {
+            self.pending.push(pending);
+        }
+    }
+
     /// Takes an operation in flight (there is one).
     fn pick(&mut self) -> Pending {
         let n = self.pending.len() as u64;
@@ -268,10 +285,11 @@ impl State {
     /// Operations in flight at the end: each may have reached its file, wholly or in part.
     fn abandon_pending(&mut self) {
         for pending in std::mem::take(&mut self.pending) {
-            if self.rng.one_in(2) && !matches!(pending.op, Op::Flush { .. } | Op::Read { .. }) {
+            let What::Io { file, op, .. } = pending.what else { continue };
+            if self.rng.one_in(2) && !matches!(op, Op::Flush { .. } | Op::Read { .. }) {
                 let State { files, .. } = self;
-                let _ = files[pending.file].disk.carry_out(&pending.op, u64::MAX);
-                files[pending.file].disk.may_tear();
+                let _ = files[file].disk.carry_out(&op, u64::MAX);
+                files[file].disk.may_tear();
             }
         }
         for done in &mut self.done {
@@ -280,7 +298,15 @@ impl State {
     }
 
     fn carry_out(&mut self, pending: Pending) {
-        let Pending { queue, token, file, op, covers } = pending;
+        let Pending { queue, token, what } = pending;
+        let (file, op, covers) = match what {
+            What::Io { file, op, covers } => (file, op, covers),
+            What::Work(work) => {
+                self.note(|| format!("queue {queue} computes"));
+                work();
+                return self.done[queue].push_back(Completion { token, result: Ok(0), data: Vec::new() });
+            }
+        };
         self.note(|| format!("queue {queue} file {file} {}", describe(&op)));
         let result = self.outcome(file, &op, covers);
         if let Err(e) = &result {
@@ -517,12 +543,12 @@ impl Driver for SimQueue {
         let mut state = self.world.lock();
         let file = file as usize;
         let covers = state.files[file].disk.changes();
-        let pending = Pending { queue: self.queue, token, file, op, covers };
-        if state.orderly {
-            state.carry_out(pending);
-        } else {
-            state.pending.push(pending);
-        }
+        let what = What::Io { file, op, covers };
+        state.take(Pending { queue: self.queue, token, what });
+    }
+
+    fn compute(&mut self, token: u64, work: Work) {
+        self.world.lock().take(Pending { queue: self.queue, token, what: What::Work(work) });
     }
 
     fn watch(&mut self, _fd: RawFd, _token: u64) -> io::Result<()> {

@@ -1,0 +1,109 @@
+//! The two codecs of compressed clusters: zlib (which is raw deflate) and zstd.
+//!
+//! Not here: where compressed clusters lie, and which thread does the work ([`super::compressed`], [`super::compress`]).
+
+use std::cell::RefCell;
+use std::io::Read;
+
+use cowhand_qcow2::Compression;
+use flate2::{Compress, FlushCompress, Status};
+use zstd::stream::raw::{self, Operation as _};
+
+/// The base-two logarithm of the farthest that deflate may reach back: QEMU's, and all that some readers take. (Sharp edge 24.)
+const WINDOW_BITS: u8 = 12;
+
+/// zlib's own default, as QEMU's.
+const ZLIB_LEVEL: u32 = 6;
+
+/// zstd's own default, as QEMU's.
+const ZSTD_LEVEL: i32 = 3;
+
+/// Decodes exactly `out.len()` bytes; what the input holds beyond is ignored, so that no input costs more than one cluster.
+pub(super) fn decode(compression: Compression, input: &[u8], out: &mut [u8]) -> std::result::Result<(), String> {
+    DECODERS.with_borrow_mut(|decoders| match compression {
+        Compression::Zlib => decoders.zlib(input, out),
+        Compression::Zstd => decoders.zstd(input, out),
+    })
+}
+
+/// Encodes `input`, a cluster, into `out`; None if there is not room enough.
+pub(super) fn encode(compression: Compression, input: &[u8], out: &mut [u8]) -> Option<usize> {
+    ENCODERS.with_borrow_mut(|encoders| match compression {
+        Compression::Zlib => encoders.zlib(input, out),
+        Compression::Zstd => encoders.zstd(input, out),
+    })
+}
+
+thread_local! {
+    static DECODERS: RefCell<Decoders> = RefCell::default();
+    static ENCODERS: RefCell<Encoders> = RefCell::default();
+}
+
+/// A thread's decoders, made once: setting one up takes a good part of what decoding a cluster does.
+#[derive(Default)]
+struct Decoders {
+    zlib: Option<libdeflater::Decompressor>,
+    zstd: Option<raw::Decoder<'static>>,
+}
+
+impl Decoders {
+    fn zlib(&mut self, input: &[u8], out: &mut [u8]) -> std::result::Result<(), String> {
+        let decoder = self.zlib.get_or_insert_with(libdeflater::Decompressor::new);
+        if decoder.deflate_decompress(input, out) == Ok(out.len()) {
+            return Ok(());
+        }
+        // It takes only streams that end with the cluster. Those that go on are fine (sharp edge 24), and rare.
+        flate2::read::DeflateDecoder::new(input).read_exact(out).map_err(|e| e.to_string())
+    }
+
+    fn zstd(&mut self, input: &[u8], out: &mut [u8]) -> std::result::Result<(), String> {
+        let text = |e: std::io::Error| e.to_string();
+        let decoder = match &mut self.zstd {
+            Some(decoder) => decoder,
+            none => none.insert(raw::Decoder::new().map_err(text)?),
+        };
+        decoder.reinit().map_err(text)?;
+        // The window never needs to be larger than the cluster; a frame that asks for more is refused before memory is taken.
+        let window = (usize::BITS - (out.len().max(1024) - 1).leading_zeros()).max(10);
+        decoder.set_parameter(raw::DParameter::WindowLogMax(window)).map_err(text)?;
+        let (mut input, mut out) = (raw::InBuffer::around(input), raw::OutBuffer::around(out));
+        while out.pos() < out.capacity() {
+            let before = (input.pos(), out.pos());
+            decoder.run(&mut input, &mut out).map_err(text)?;
+            if (input.pos(), out.pos()) == before {
+                return Err("the data ends before the cluster does".into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A thread's encoders, made once: each has tables of some hundred kilobytes.
+#[derive(Default)]
+struct Encoders {
+    zlib: Option<Compress>,
+    zstd: Option<zstd::bulk::Compressor<'static>>,
+}
+
+impl Encoders {
+    fn zlib(&mut self, input: &[u8], out: &mut [u8]) -> Option<usize> {
+        let level = flate2::Compression::new(ZLIB_LEVEL);
+        let encoder = self.zlib.get_or_insert_with(|| Compress::new_with_window_bits(level, false, WINDOW_BITS));
+        encoder.reset();
+        let ended = encoder.compress(input, out, FlushCompress::Finish);
+        (ended.ok()? == Status::StreamEnd).then(|| encoder.total_out() as usize)
+    }
+
+    /// One frame that says how long its content is, without a checksum: what QEMU writes.
+    fn zstd(&mut self, input: &[u8], out: &mut [u8]) -> Option<usize> {
+        let encoder = match &mut self.zstd {
+            Some(encoder) => encoder,
+            none => none.insert(zstd::bulk::Compressor::new(ZSTD_LEVEL).ok()?),
+        };
+        encoder.compress_to_buffer(input, out).ok()
+    }
+}
+
+#[cfg(test)]
+#[path = "codec_test.rs"]
+mod tests;
