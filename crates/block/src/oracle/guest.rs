@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU32;
 use super::model::{Kind, Model};
 use crate::chain::OpenPolicy;
 use crate::disk::{Disk, DiskQueue};
+use crate::error::{Error, ErrorKind};
 use crate::io::host::{Engine, Host};
 use crate::io::sim::Rng;
 use crate::io::{Buffer, IoSeg};
@@ -80,7 +81,7 @@ impl Guest<'_> {
                 let Event::Done { tag, result, .. } = event else { continue };
                 let at = flying.iter().position(|f| u64::from(f.op) == tag).expect("each request is answered once");
                 let done = flying.swap_remove(at);
-                self.end(&done, result.map_err(|e| e.to_string()));
+                self.end(&done, result);
             }
         }
     }
@@ -88,7 +89,11 @@ impl Guest<'_> {
     fn submit(&self, queue: &mut DiskQueue, rng: &mut Rng) -> Option<Flying> {
         let kind = kind(rng);
         let mut model = self.model.lock();
-        let range = if kind == Kind::Flush { 0..0 } else { self.range(rng, model.sectors()) };
+        let range = match (kind, self.range(rng, model.sectors())) {
+            (Kind::Flush, _) => 0..0,
+            (Kind::Compress, range) => self.whole_clusters(&range, model.sectors()),
+            (_, range) => range,
+        };
         if model.is_busy(&range) {
             return None;
         }
@@ -103,6 +108,7 @@ impl Guest<'_> {
         };
         let request = match kind {
             Kind::Read => Request::Read { offset, data: pieces(&buffer, rng) },
+            Kind::Compress => Request::WriteCompressed { offset, data: pieces(&buffer, rng) },
             Kind::Write | Kind::WriteOfZeros => Request::Write { offset, data: pieces(&buffer, rng) },
             Kind::Zero | Kind::ZeroUnmap => Request::WriteZeroes { offset, len, unmap: kind == Kind::ZeroUnmap },
             Kind::Discard => Request::Discard { offset, len },
@@ -112,14 +118,22 @@ impl Guest<'_> {
         Some(Flying { op, kind, buffer })
     }
 
-    fn end(&self, done: &Flying, result: Result<(), String>) {
+    fn end(&self, done: &Flying, result: crate::error::Result<()>) {
         let mut model = self.model.lock();
         (self.journal)(Moment::Ended { op: done.op, ok: result.is_ok() });
         let read: &[u8] = if done.kind == Kind::Read { &done.buffer } else { &[] };
         let checked = model.end(done.op, result.is_ok(), read);
         drop(model);
-        result.unwrap();
+        let refused = |e: &Error| matches!(e.kind(), ErrorKind::Invalid | ErrorKind::Unsupported);
+        if !(done.kind == Kind::Compress && result.as_ref().is_err_and(refused)) {
+            result.unwrap();
+        }
         checked.unwrap();
+    }
+
+    /// The clusters that a range touches.
+    fn whole_clusters(&self, range: &Range<u64>, sectors: u64) -> Range<u64> {
+        range.start - range.start % self.cluster..range.end.next_multiple_of(self.cluster).min(sectors)
     }
 
     /// Mostly parts of clusters; often several of them; now and then much.
@@ -143,7 +157,8 @@ impl Guest<'_> {
 
 fn kind(rng: &mut Rng) -> Kind {
     match rng.below(20) {
-        0..=8 => Kind::Write,
+        0..=6 => Kind::Write,
+        7..=8 => Kind::Compress,
         9..=12 => Kind::Read,
         13..=14 => Kind::Discard,
         15 => Kind::Zero,

@@ -8,6 +8,7 @@
 //! `COWHAND_ORACLE_SEED=n` plays it again.
 
 mod check_test;
+mod compress_test;
 mod depth_test;
 mod format_test;
 mod guest;

@@ -20,11 +20,21 @@ pub(super) enum Kind {
     ZeroUnmap,
     Discard,
     Flush,
+    /// A compressed write.
+    Compress,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 7] =
-        [Self::Read, Self::Write, Self::WriteOfZeros, Self::Zero, Self::ZeroUnmap, Self::Discard, Self::Flush];
+    pub(super) const ALL: [Self; 8] = [
+        Self::Read,
+        Self::Write,
+        Self::WriteOfZeros,
+        Self::Zero,
+        Self::ZeroUnmap,
+        Self::Discard,
+        Self::Flush,
+        Self::Compress,
+    ];
 }
 
 /// A sector's content.
@@ -120,7 +130,7 @@ impl Model {
         self.busy[range.start as usize..range.end as usize].fill(true);
         let content = match kind {
             Kind::Read | Kind::Flush => return Vec::new(),
-            Kind::Write => Content::Written(op),
+            Kind::Write | Kind::Compress => Content::Written(op),
             _ => Content::Zeros,
         };
         let mut bytes = Vec::new();
@@ -128,7 +138,7 @@ impl Model {
             let sure = kind != Kind::Discard || self.discarded_whole(&range, sector);
             self.sectors[sector as usize].push(Entry { content, ended: None, sure });
             match kind {
-                Kind::Write => bytes.extend(written(op, sector)),
+                Kind::Write | Kind::Compress => bytes.extend(written(op, sector)),
                 Kind::WriteOfZeros => bytes.extend([0; 512]),
                 _ => {}
             }

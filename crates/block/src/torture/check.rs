@@ -2,19 +2,20 @@
 //! with the engine but the format's types.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 
 use cowhand_qcow2::{
-    Geometry, GuestOffset, Header, HostOffset, L1Entry, L2Entry, L2Kind, RefTableEntry, Snapshot, Subcluster,
-    SubclusterBitmap, refcount,
+    CompressedRange, Compression, Geometry, GuestOffset, Header, HostOffset, L1Entry, L2Entry, L2Kind, RefTableEntry,
+    Snapshot, Subcluster, SubclusterBitmap, refcount,
 };
 
 /// The errors that lose data. Leaked clusters are none.
 pub(super) fn check(image: &[u8]) -> Result<(), String> {
-    check_shared(image, &[])
+    check_shared(image, &[]).map(drop)
 }
 
-/// The same for an image some of whose clusters have a reference more, from elsewhere.
-pub(super) fn check_shared(image: &[u8], shared: &[u64]) -> Result<(), String> {
+/// The same for an image some of whose clusters have a reference more, from elsewhere. How many compressed clusters it has.
+pub(super) fn check_shared(image: &[u8], shared: &[u64]) -> Result<u64, String> {
     Look::new(image)?.check(shared)
 }
 
@@ -35,6 +36,8 @@ struct References {
     counts: BTreeMap<u64, u64>,
     /// Those that say that they are the only one.
     exclusive: Vec<(u64, String)>,
+    /// The disk's compressed clusters.
+    compressed: u64,
 }
 
 impl References {
@@ -71,7 +74,8 @@ impl<'a> Look<'a> {
         parsed.map(|(snapshots, len)| (snapshots, len as u64)).map_err(text)
     }
 
-    fn check(&self, shared: &[u64]) -> Result<(), String> {
+    /// How many compressed clusters a sound image has.
+    fn check(&self, shared: &[u64]) -> Result<u64, String> {
         let (header, bits) = (&self.header, self.geometry.cluster_bits);
         let mut references = References::default();
         references.add(&self.geometry, 0, 1);
@@ -106,7 +110,7 @@ impl<'a> Look<'a> {
                 return Err(format!("cluster {index:#x} ({what}) is marked COPIED with {used} references"));
             }
         }
-        Ok(())
+        Ok(references.compressed)
     }
 
     fn counted(&self, blocks: &BTreeMap<u64, u64>, index: u64) -> Result<u64, String> {
@@ -153,12 +157,37 @@ impl<'a> Look<'a> {
                             references.exclusive.push((bits.index_of(host.get()), format!("L2 entry {l1}/{index}")));
                         }
                     }
-                    L2Kind::Compressed(range) => references.add(&self.geometry, range.host.get(), range.len),
+                    L2Kind::Compressed(range) => {
+                        if L2Entry::from_raw(self.number(at)).copied() {
+                            return Err(format!("{whose}: L2 entry {l1}/{index} is compressed and COPIED"));
+                        }
+                        if active {
+                            // What it refers to is counted below; what it holds must be there.
+                            self.decoded(range).map_err(|e| format!("L2 entry {l1}/{index}: {e}"))?;
+                            references.compressed += 1;
+                        }
+                        references.add(&self.geometry, range.host.get(), range.len);
+                    }
                     _ => {}
                 }
             }
         }
         Ok(())
+    }
+
+    /// A compressed cluster, by readers that the engine does not use.
+    fn decoded(&self, range: CompressedRange) -> Result<Vec<u8>, String> {
+        let start =
+            self.image.get(range.host.get() as usize..).ok_or("a compressed cluster past the end of the file")?;
+        let bytes = &start[..start.len().min(range.len as usize)];
+        let mut cluster = vec![0; self.geometry.cluster_bits.size() as usize];
+        match self.header.compression {
+            Compression::Zlib => flate2::read::DeflateDecoder::new(bytes).read_exact(&mut cluster).map_err(text)?,
+            Compression::Zstd => {
+                zstd::stream::read::Decoder::new(bytes).map_err(text)?.read_exact(&mut cluster).map_err(text)?;
+            }
+        }
+        Ok(cluster)
     }
 
     /// A sector of a snapshot; None where the layer below shows through.
@@ -172,7 +201,7 @@ impl<'a> Look<'a> {
         let index = bits.index_of(offset % coverage);
         let at = l2.get() + index * self.geometry.l2_entry_size();
         let kind = L2Entry::from_raw(self.number(at)).decode(&self.geometry).map_err(text)?;
-        if self.geometry.extended_l2 {
+        if self.geometry.extended_l2 && !matches!(kind, L2Kind::Compressed(_)) {
             let bitmap = SubclusterBitmap::from_raw(self.number(at + 8));
             let subcluster = self.geometry.subcluster_index(GuestOffset::new(offset)) as u32;
             match bitmap.run(subcluster).map(|run| run.0) {
@@ -193,7 +222,11 @@ impl<'a> Look<'a> {
                 bytes[..len].copy_from_slice(&there[..len]);
                 Some(bytes)
             }
-            L2Kind::Compressed(_) => return Err("a compressed cluster, which the engine does not write".into()),
+            L2Kind::Compressed(range) => {
+                let cluster = self.decoded(range)?;
+                let at = bits.offset_in(offset) as usize;
+                Some(cluster[at..at + 512].try_into().map_err(text)?)
+            }
         })
     }
 }

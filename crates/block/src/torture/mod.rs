@@ -11,7 +11,7 @@ mod whole;
 
 use std::path::{Path, PathBuf};
 
-use cowhand_qcow2::{ClusterBits, CreateParams};
+use cowhand_qcow2::{ClusterBits, Compression, CreateParams};
 
 use self::freeze::Frozen;
 use self::model::Model;
@@ -49,6 +49,7 @@ struct Case {
     version: u32,
     refcount_order: u32,
     extended_l2: bool,
+    compression: Compression,
     sectors: u64,
     base: Base,
     queues: usize,
@@ -99,6 +100,7 @@ impl Case {
             version,
             refcount_order,
             extended_l2,
+            compression: if version == 3 && rng.one_in(3) { Compression::Zstd } else { Compression::Zlib },
             filled: match (crowded, snapshot) {
                 (true, _) => 3850 + rng.below(100),
                 (_, true) => 1 + rng.below(sectors.min(2000)),
@@ -137,6 +139,8 @@ struct Play {
     taken: Vec<Taken>,
     /// In this life a change has failed, so that the file does not tell what a power cut would leave.
     uncertain: bool,
+    /// Compressed clusters that the ends of lives have found.
+    compressed: u64,
     ops: u64,
 }
 
@@ -149,6 +153,7 @@ impl Play {
             base: Vec::new(),
             taken: Vec::new(),
             uncertain: false,
+            compressed: 0,
             rng,
             case,
             ops: 0,
@@ -207,6 +212,7 @@ impl Play {
             cluster_bits: ClusterBits::new(self.case.cluster_bits).unwrap(),
             refcount_order: self.case.refcount_order,
             extended_l2: self.case.extended_l2,
+            compression: self.case.compression,
             ..CreateParams::new(self.case.sectors * 512)
         }
     }
@@ -388,7 +394,8 @@ impl Play {
 
     fn submit(&mut self, queue: &mut (DiskQueue, Vec<Flying>)) {
         let kind = match self.rng.below(20) {
-            0..=8 => model::Kind::Write,
+            0..=6 => model::Kind::Write,
+            7..=8 => model::Kind::Compress,
             9..=12 => model::Kind::Read,
             13..=14 => model::Kind::Discard,
             15..=16 => model::Kind::Zero,
@@ -399,10 +406,14 @@ impl Play {
         let longest = if self.rng.one_in(8) { size } else { cluster * 3 };
         let first = self.rng.below(size);
         let count = 1 + self.rng.below(longest.min(size - first));
-        let range = first..first + count;
+        let mut range = first..first + count;
+        if kind == model::Kind::Compress {
+            range = first - first % cluster..(first + count).next_multiple_of(cluster).min(size);
+        }
         if kind != model::Kind::Flush && self.model.is_busy(&range) {
             return;
         }
+        let (first, count) = (range.start, range.end - range.start);
         let (offset, len) = (first * 512, count * 512);
         self.ops += 1;
         let op = self.ops;
@@ -410,6 +421,7 @@ impl Play {
         let data = || vec![buffer.seg(0, buffer.len())];
         let request = match kind {
             model::Kind::Write => Request::Write { offset, data: data() },
+            model::Kind::Compress => Request::WriteCompressed { offset, data: data() },
             model::Kind::Read => Request::Read { offset, data: data() },
             model::Kind::Discard => Request::Discard { offset, len },
             model::Kind::Zero => Request::WriteZeroes { offset, len, unmap: self.rng.one_in(2) },
@@ -436,8 +448,9 @@ impl Play {
     /// After an end: the image is sound, and every sector holds what it may.
     fn inspect(&mut self, durable: bool) -> Result<(), String> {
         let image = self.world.content(Path::new(IMAGE)).ok_or("the image is gone")?;
-        let sound = check::check_shared(&image, &self.frozen.clusters).and_then(|()| self.frozen.check(&image));
-        sound.map_err(|e| format!("after the end: {e}"))?;
+        let sound = check::check_shared(&image, &self.frozen.clusters);
+        self.compressed += sound.map_err(|e| format!("after the end: {e}"))?;
+        self.frozen.check(&image).map_err(|e| format!("after the end: {e}"))?;
         self.inspect_snapshots(&image).map_err(|e| format!("after the end: {e}"))?;
         let spec = DiskSpec { readonly: true, ..DiskSpec::new(Path::new(IMAGE), Format::Qcow2) };
         let disk = Disk::open(&spec, &self.policy()).map_err(text)?;

@@ -12,6 +12,8 @@ use std::ops::Range;
 pub(super) enum Kind {
     Read,
     Write,
+    /// A compressed write.
+    Compress,
     Discard,
     Zero,
     Flush,
@@ -132,7 +134,7 @@ impl Model {
         self.busy[range.start as usize..range.end as usize].fill(true);
         let mut bytes = Vec::new();
         if kind != Kind::Read {
-            let tag = if kind == Kind::Write { self.next_tag() } else { 0 };
+            let tag = if matches!(kind, Kind::Write | Kind::Compress) { self.next_tag() } else { 0 };
             for sector in range.clone() {
                 bytes.extend(sector_bytes(sector, tag));
                 // Whether it comes before or after a change of everything is open.

@@ -178,3 +178,17 @@ fn some_seeds_play_on_an_image_that_a_snapshot_shares_edge_38() {
     };
     assert!((0..60).filter(|&seed| shares(seed)).count() >= 6);
 }
+
+#[test]
+fn some_seeds_write_compressed_clusters_that_share_a_host_cluster_edge_26() {
+    let packs = |seed| {
+        let mut rng = Rng::new(seed);
+        let case = Case::of(&mut rng, None);
+        let mut play = Play::new(World::new(rng.next_u64()), rng, case);
+        play.create().unwrap();
+        play.life().unwrap();
+        play.compressed
+    };
+    let found: Vec<u64> = (0..60).map(packs).collect();
+    assert!(found.iter().filter(|&&count| count > 2).count() >= 6, "{found:?}");
+}
