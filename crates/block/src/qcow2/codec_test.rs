@@ -215,7 +215,7 @@ fn what_is_encoded_is_decoded_as_it_was_edge_24() {
 #[test]
 fn encode_noise_finds_no_room() {
     let noise: Vec<u8> =
-        (0..65536u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8 ^ (i * i >> 3) as u8).collect();
+        (0..65536u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8 ^ ((i * i) >> 3) as u8).collect();
     let mut out = vec![0; 1000];
     for compression in [Compression::Zlib, Compression::Zstd] {
         assert_eq!(encode(compression, &noise, &mut out), None);
