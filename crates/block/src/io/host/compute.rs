@@ -157,6 +157,11 @@ impl Computing {
         }
     }
 
+    /// Whether something is over that has not been taken.
+    pub(super) fn has_news(&self) -> bool {
+        !locked(&self.report.over).is_empty()
+    }
+
     /// Appends what is over.
     pub(super) fn take(&self, done: &mut Vec<Completion>) {
         let over = std::mem::take(&mut *locked(&self.report.over));

@@ -171,7 +171,7 @@ impl Driver for Threads {
     }
 
     fn has_news(&mut self) -> bool {
-        !locked(&self.pool.done).is_empty()
+        !locked(&self.pool.done).is_empty() || self.computing.has_news()
     }
 
     fn notifier(&self) -> Arc<dyn Notify> {
