@@ -18,6 +18,15 @@ TRACED = ("pread64", "preadv", "preadv2", "pwrite64", "pwritev", "pwritev2", "fd
 CALLS = re.compile(rf"(\d+\.\d+) (?:<\.\.\. )?({'|'.join(TRACED)})(?: resumed>|\().* = (\d+)(?: |$)")
 
 
+def listening(socket: Path) -> bool:
+    """Whether a process accepts connections on this socket. (To connect would be to take the one connection that there is.)"""
+    if not socket.exists():
+        return False
+    # Columns: number, references, protocol, flags (__SO_ACCEPTCON is bit 16), type, state, inode, path.
+    rows = (line.split() for line in Path("/proc/net/unix").read_text(encoding="utf-8").splitlines()[1:])
+    return any(len(row) == 8 and row[7] == str(socket) and int(row[3], 16) & 0x10000 for row in rows)
+
+
 class Refused(Exception):
     """The server does not serve this image; says why."""
 
@@ -45,7 +54,8 @@ class Server:
         self.start_seconds = time.monotonic() - began
 
     def _await_socket(self, latest: float) -> None:
-        while not self.socket.exists():
+        # Not only there: a socket that nobody listens on yet refuses the client.
+        while not listening(self.socket):
             if self.process.poll() is not None:
                 raise Refused(self._last_words() or f"ended with {self.process.returncode}")
             if time.monotonic() > latest:
