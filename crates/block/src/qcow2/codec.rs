@@ -9,6 +9,8 @@ use cowhand_qcow2::Compression;
 use flate2::{Compress, FlushCompress, Status};
 use zstd::stream::raw::{self, Operation as _};
 
+use crate::io::Buffer;
+
 /// The base-two logarithm of the farthest that deflate may reach back: QEMU's, and all that some readers take. (Sharp edge 24.)
 const WINDOW_BITS: u8 = 12;
 
@@ -26,12 +28,16 @@ pub(super) fn decode(compression: Compression, input: &[u8], out: &mut [u8]) -> 
     })
 }
 
-/// Encodes `input`, a cluster, into `out`; None if there is not room enough.
-pub(super) fn encode(compression: Compression, input: &[u8], out: &mut [u8]) -> Option<usize> {
-    ENCODERS.with_borrow_mut(|encoders| match compression {
-        Compression::Zlib => encoders.zlib(input, out),
-        Compression::Zstd => encoders.zstd(input, out),
-    })
+/// Encodes `input`, a cluster: a buffer that begins with what came of it, and how many bytes that is. None if they are not fewer.
+pub(super) fn encode(compression: Compression, input: &[u8]) -> Option<(Buffer, usize)> {
+    // Room for what grows, too: deflate never makes nine bits of eight, and little else. An encoder that ran out of room is not to be
+    // trusted with another cluster (zlib-rs 0.6 keeps what it could not hand out).
+    let mut out = Buffer::zeroed(input.len() + input.len() / 4 + 512);
+    let len = ENCODERS.with_borrow_mut(|encoders| match compression {
+        Compression::Zlib => encoders.zlib(input, &mut out),
+        Compression::Zstd => encoders.zstd(input, &mut out),
+    })?;
+    (len < input.len()).then_some((out, len))
 }
 
 thread_local! {
@@ -91,7 +97,12 @@ impl Encoders {
         let encoder = self.zlib.get_or_insert_with(|| Compress::new_with_window_bits(level, false, WINDOW_BITS));
         encoder.reset();
         let ended = encoder.compress(input, out, FlushCompress::Finish);
-        (ended.ok()? == Status::StreamEnd).then(|| encoder.total_out() as usize)
+        let len = encoder.total_out() as usize;
+        if !matches!(ended, Ok(Status::StreamEnd)) {
+            self.zlib = None;
+            return None;
+        }
+        Some(len)
     }
 
     /// One frame that says how long its content is, without a checksum: what QEMU writes.

@@ -51,10 +51,7 @@ impl Image {
             // A copy: a guest may change its memory meanwhile. What lies past the end of the disk is zeros.
             let mut cluster = Buffer::zeroed(size);
             cluster.gather(0, &data);
-            let work = move || {
-                let mut out = Buffer::zeroed(size - 1);
-                codec::encode(compression, &cluster, &mut out).map(|len| (out, len))
-            };
+            let work = move || codec::encode(compression, &cluster);
             let encoded = queue.compute(work).await;
             encoded.map_err(|e| Error::io("cannot compress", e).at_path(&self.path).at_offset(offset))?
         };
