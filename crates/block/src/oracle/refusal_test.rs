@@ -155,9 +155,19 @@ fn edge_09_missing_refcounts_and_an_l1_table_too_small_are_refused() {
 }
 
 #[test]
-fn edge_12_corrupt_and_dirty_images_are_refused_for_writing_only() {
-    assert_refused_with(72, &[0, 0, 0, 0, 0, 0, 0, 1], Refused::Writing, CORRUPT, "not closed");
+fn edge_12_corrupt_images_are_refused_for_writing_only() {
     assert_refused_with(72, &[0, 0, 0, 0, 0, 0, 0, 2], Refused::Writing, CORRUPT, "marked corrupt");
+    assert_refused_with(72, &[0, 0, 0, 0, 0, 0, 0, 3], Refused::Writing, CORRUPT, "marked corrupt");
+}
+
+#[test]
+fn edge_12_a_dirty_image_with_other_damage_is_refused_for_writing_only() {
+    let (_dir, path) = image("compat=1.1,cluster_size=65536");
+    // The second L2 entry leads past the end of the file: what it should say is not known.
+    let l2 = number(&path, number(&path, 40) as usize) & 0x00ff_ffff_ffff_fe00;
+    put(&path, l2 as usize + 8, &(1u64 << 63 | 1 << 30).to_be_bytes());
+    put(&path, 79, &[1]);
+    assert_refused(&path, Format::Qcow2, Refused::Writing, CORRUPT, "not closed");
 }
 
 #[test]

@@ -4,9 +4,11 @@
 //! [`publish`] changes that; [`refcounts`] and [`space`] give host clusters out and take
 //! them back; [`commit`] writes metadata in the order that survives a power cut; [`read`], [`write`] and [`zero`] serve requests;
 //! [`data`] reads and writes the data itself; [`compressed`] reads and [`compress`] writes
-//! compressed clusters by means of [`codec`]; [`layout`] keeps guest data off the metadata;
-//! [`open`] validates an image and [`create`] makes one; [`check`] finds and repairs damage.
-//! [`snapshot`] and [`resize`] change an image as a whole, alone with it: they work on the file by means of [`tree`], [`run`] and
+//! compressed clusters by means of [`codec`]; [`layout`] keeps guest data off the metadata, [`owners`] metadata off other
+//! metadata, and [`corrupt`] is what follows when they find something;
+//! [`open`] validates an image ([`dirty`]: one that was not closed) and [`create`] makes one; [`check`] finds and repairs damage.
+//! [`snapshot`] and [`resize`] (with [`prealloc`]) change an image as a whole, alone with it: they work on the file by means of
+//! [`tree`], [`run`] and
 //! [`snapshot_table`], and then it is read again ([`reload`]).
 //!
 //! A mapped cluster is read and written in place without any lock. A change of the mapping goes: take the clusters' range lock,
@@ -24,6 +26,7 @@ mod compress;
 mod compressed;
 pub(crate) mod create;
 pub(crate) mod data;
+mod dirty;
 mod entry;
 mod layout;
 mod load;

@@ -42,9 +42,9 @@ pub(crate) struct ImageOptions {
 
 /// An image whose header has been read, not yet connected with its backing file.
 pub(crate) struct Opening {
-    file: File,
-    path: PathBuf,
-    header: Header,
+    pub(super) file: File,
+    pub(super) path: PathBuf,
+    pub(super) header: Header,
     sector: Vec<u8>,
     file_len: u64,
 }
@@ -98,7 +98,7 @@ impl Opening {
         (self.file, self.header, self.sector, self.file_len)
     }
 
-    fn refuse(&self, kind: ErrorKind, message: &str) -> Error {
+    pub(super) fn refuse(&self, kind: ErrorKind, message: &str) -> Error {
         Error::new(kind, message).at_path(&self.path)
     }
 
@@ -134,8 +134,9 @@ impl Opening {
     ) -> Result<Image> {
         self.check_features(options.writable)?;
         let cipher = self.cipher(queue, secret).await?.map(Arc::new);
-        let size = self.header.size;
-        self.finish_as(queue, (backing, external), cipher, options, size).await
+        let opening = if options.writable { self.cleaned(queue).await? } else { self };
+        let size = opening.header.size;
+        opening.finish_as(queue, (backing, external), cipher, options, size).await
     }
 
     /// The same with a cipher that is open already, as an image of `size` bytes where that is not yet what the header says.

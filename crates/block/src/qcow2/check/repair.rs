@@ -29,6 +29,8 @@ impl Checker {
 
     /// Nothing is wrong any more: the header may say so.
     pub(super) async fn vouch(&mut self) -> Result<()> {
+        // What the header is about to vouch for may be in the host's memory alone: whoever wrote it may have died without a flush.
+        self.barrier(Barrier::BeforeHeader).await?;
         self.header.incompatible.remove(Incompatible::DIRTY | Incompatible::CORRUPT);
         self.disown_unknown();
         self.write_header().await?;
