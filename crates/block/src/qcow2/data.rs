@@ -38,6 +38,11 @@ impl Image {
         self.external.as_ref().map_or(&self.file, |external| &external.file)
     }
 
+    /// Whether guest data lies in a file that is to read as the disk by itself.
+    pub(super) fn has_raw_data_file(&self) -> bool {
+        self.external.as_ref().is_some_and(|external| external.raw)
+    }
+
     /// Whether guest data can be read and written where it lies, as it is.
     pub(super) fn is_plain(&self) -> bool {
         self.cipher.is_none()

@@ -83,7 +83,7 @@ impl Image {
 
     /// Sees to it that an image that has grown from `old` bytes reads as zeros from there on.
     async fn zero_new_part(&self, queue: &Rc<Queue>, old: u64) -> Result<()> {
-        if self.external.as_ref().is_some_and(|external| external.raw) {
+        if self.has_raw_data_file() {
             return self.map_new_part(queue, old).await;
         }
         let bits = self.geometry.cluster_bits;

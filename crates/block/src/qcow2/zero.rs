@@ -28,7 +28,7 @@ impl Image {
     pub(crate) async fn discard(&self, queue: &Rc<Queue>, offset: u64, len: u64) -> Result<()> {
         self.check_writable()?;
         let (start, end) = self.whole_clusters(offset, len);
-        if self.external.as_ref().is_some_and(|external| external.raw) {
+        if self.has_raw_data_file() {
             // Whoever reads the file by itself must not see what the guest does not: the clusters stay mapped, and read as zeros
             // from the file.
             if start < end {
@@ -44,7 +44,7 @@ impl Image {
     pub(crate) async fn write_zeroes(&self, queue: &Rc<Queue>, offset: u64, len: u64, unmap: bool) -> Result<()> {
         self.check_writable()?;
         let end = offset + len;
-        if self.external.as_ref().is_some_and(|external| external.raw) {
+        if self.has_raw_data_file() {
             return self.write_zero_bytes(queue, offset, end).await;
         }
         let (whole_start, whole_end) = self.whole_clusters(offset, len);
