@@ -202,9 +202,9 @@ impl Disk {
         let Node::Qcow2(image) = &*node else {
             return Err(Error::new(ErrorKind::Unsupported, "only an image can change so").at_path(node.path()));
         };
-        image.finish(queue).await?;
+        image.watched(queue, image.finish(queue)).await?;
         closed.begin();
-        let worked = work(image).await;
+        let worked = image.watched(queue, work(image)).await;
         // What is not written of the counts leaks, whether the change succeeded or not.
         let finished = image.finish(queue).await;
         image.warn_of_leak(finished);

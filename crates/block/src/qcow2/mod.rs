@@ -24,6 +24,7 @@ mod codec;
 mod commit;
 mod compress;
 mod compressed;
+mod corrupt;
 pub(crate) mod create;
 pub(crate) mod data;
 mod dirty;
@@ -32,6 +33,7 @@ mod layout;
 mod load;
 mod mapping;
 pub(crate) mod open;
+mod owners;
 mod publish;
 mod read;
 mod refcounts;
@@ -60,6 +62,7 @@ use self::compressed::DecodedCache;
 use self::data::DataFile;
 use self::layout::Layout;
 use self::open::ImageOptions;
+use self::owners::Owners;
 use self::refcounts::Refcounts;
 use self::slices::{Slice, SliceCache};
 use crate::error::{Error, ErrorKind};
@@ -67,7 +70,7 @@ use crate::flush::Flushes;
 use crate::grace::Grace;
 use crate::io::File;
 use crate::node::Node;
-use crate::sync::{Arc, AsyncMutex, AtomicU64, Mutex, Ordering, RangeLocks};
+use crate::sync::{Arc, AsyncMutex, AtomicBool, AtomicU64, Mutex, Ordering, RangeLocks};
 
 /// After about so many clusters that needed no I/O a task lets the others on its thread go on, and others at the metadata lock.
 const CLUSTERS_AT_ONCE: u64 = 4096;
@@ -77,6 +80,7 @@ struct Meta {
     /// Counts changes: what was dirty at one moment is told from what became so later.
     clock: u64,
     refcounts: Refcounts,
+    owners: Owners,
     /// L1 entries that differ from the file, and when they changed last.
     dirty_l1: BTreeMap<usize, u64>,
     /// L2 tables that are not in the file yet, by L1 index.
@@ -135,6 +139,8 @@ pub(crate) struct Image {
     /// slices are not to say what lies further down.
     below: Box<[Arc<Node>]>,
     writable: bool,
+    /// Known to be corrupt: not to be written any more.
+    corrupt: AtomicBool,
     options: ImageOptions,
     /// Shared with the image that takes this one's place when it is read again.
     flushes: Arc<Flushes>,

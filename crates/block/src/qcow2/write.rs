@@ -39,6 +39,9 @@ impl Image {
     }
 
     pub(super) fn check_writable(&self) -> Result<()> {
+        if self.is_corrupt() {
+            return Err(self.corrupt_error());
+        }
         if self.writable {
             return Ok(());
         }
