@@ -93,6 +93,7 @@ pub(crate) async fn open(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy
             writable: writable && is_top,
             no_flush: spec.cache == Cache::Unsafe,
             metadata_cache: if is_top { spec.metadata_cache } else { Some(cache_below) },
+            discard_no_unref: spec.discard_no_unref,
             resolve: is_top,
         };
         node = Some(Arc::new(connect(queue, (layer, node.take()), secret.as_ref(), options, (spec, policy)).await?));
@@ -157,8 +158,13 @@ async fn overlay(queue: &Rc<Queue>, node: Arc<Node>, spec: &DiskSpec, policy: &O
     let file = file.map_err(|e| Error::io("cannot make a throw-away overlay in this directory", e).at_path(dir))?;
     let path = dir.join(format!("throw-away overlay over {}", spec.path.display()));
     create::create(queue, &file, &path, &CreateParams::new(node.size()), true).await?;
-    let metadata_cache = spec.metadata_cache;
-    let options = ImageOptions { writable: true, no_flush: true, metadata_cache, resolve: true };
+    let options = ImageOptions {
+        writable: true,
+        no_flush: true,
+        metadata_cache: spec.metadata_cache,
+        discard_no_unref: spec.discard_no_unref,
+        resolve: true,
+    };
     let opening = Opening::header(queue, file, &path).await?;
     let image: Image = opening.finish(queue, (Some(node), None), None, options).await?;
     Ok(Arc::new(Node::Qcow2(Box::new(image))))

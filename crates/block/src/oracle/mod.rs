@@ -11,6 +11,7 @@ mod check_test;
 mod compress_test;
 mod depth_test;
 mod dirty_test;
+mod discard_test;
 mod format_test;
 mod guest;
 mod hostile_check_test;

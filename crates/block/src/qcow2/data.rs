@@ -113,6 +113,18 @@ impl Image {
         }
     }
 
+    /// Gives the space of clusters back that keep their place and read as zeros. Nobody else refers to them; the caller holds their
+    /// range lock, so that no write comes in between. Before the mapping says so durably, a power cut leaves zeros where data was,
+    /// or the data: but what was encrypted would be neither, and stays.
+    pub(super) async fn empty_data(&self, queue: &Rc<Queue>, host: HostOffset, len: u64) {
+        if self.external.is_none()
+            && self.is_plain()
+            && let Err(e) = queue.punch(&self.file, host.get(), len).await
+        {
+            tracing::debug!("{}: cannot punch {:#x}+{len:#x}: {e}", self.path.display(), host.get());
+        }
+    }
+
     fn data_error(&self, what: &str, offset: u64, error: std::io::Error) -> Error {
         let path = self.external.as_ref().map_or(&self.path, |external| &external.path);
         Error::io(what, error).at_path(path).at_offset(offset)

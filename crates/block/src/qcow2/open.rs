@@ -37,6 +37,8 @@ pub(crate) struct ImageOptions {
     pub(crate) writable: bool,
     pub(crate) no_flush: bool,
     pub(crate) metadata_cache: Option<u64>,
+    /// Discarded clusters keep their place.
+    pub(crate) discard_no_unref: bool,
     /// It is the topmost of its chain: its slices say where the layers below have what it has not.
     pub(crate) resolve: bool,
 }
@@ -104,8 +106,8 @@ impl Opening {
     }
 
     /// What this engine must not serve to a guest, or not write to.
-    fn check_features(&self, writable: bool) -> Result<()> {
-        let header = &self.header;
+    fn check_features(&self, options: ImageOptions) -> Result<()> {
+        let (header, writable) = (&self.header, options.writable);
         let unsupported = |what: &str| Err(self.refuse(ErrorKind::Unsupported, what));
         if writable && header.crypt_method == CryptMethod::Aes {
             return unsupported(
@@ -117,10 +119,10 @@ impl Opening {
                 "the image is marked corrupt; repair it ('qemu-img check -r all') or open it with readonly=on";
             return Err(self.refuse(ErrorKind::Corrupt, message));
         }
-        if writable && header.incompatible.contains(Incompatible::DIRTY) {
-            let message = "the image was not closed and its refcounts are stale; repair it ('qemu-img check -r all') or open \
-                           it with readonly=on";
-            return Err(self.refuse(ErrorKind::Corrupt, message));
+        if writable && options.discard_no_unref && header.geometry().version < 3 {
+            return unsupported(
+                "discard-no-unref=on needs a version 3 image: version 2 cannot say that a cluster reads as zeros",
+            );
         }
         Ok(())
     }
@@ -133,7 +135,7 @@ impl Opening {
         secret: Option<&Secret>,
         options: ImageOptions,
     ) -> Result<Image> {
-        self.check_features(options.writable)?;
+        self.check_features(options)?;
         let cipher = self.cipher(queue, secret).await?.map(Arc::new);
         let opening = if options.writable { self.cleaned(queue).await? } else { self };
         let size = opening.header.size;
