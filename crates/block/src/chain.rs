@@ -79,6 +79,8 @@ pub(crate) async fn open(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy
         layers.push(next);
     }
     let mut node: Option<Arc<Node>> = None;
+    let mut files =
+        Files { known: layers.iter().map(|layer| layer.file.traits().identity).collect(), written: writable };
     let cache_below = metadata_cache_below(spec, layers.len());
     let secret = match &spec.secret {
         None => None,
@@ -96,7 +98,9 @@ pub(crate) async fn open(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy
             discard_no_unref: spec.discard_no_unref,
             resolve: is_top,
         };
-        node = Some(Arc::new(connect(queue, (layer, node.take()), secret.as_ref(), options, (spec, policy)).await?));
+        let external = data_file(&layer, options.writable, &mut files, (spec, policy))?;
+        let links = (node.take(), external);
+        node = Some(Arc::new(connect(queue, layer, links, secret.as_ref(), options).await?));
     }
     let node = node.ok_or_else(|| Error::new(ErrorKind::Invalid, "a disk without layers"))?;
     if spec.ephemeral { overlay(queue, node, spec, policy).await } else { Ok(node) }
@@ -111,23 +115,49 @@ fn metadata_cache_below(spec: &DiskSpec, layers: usize) -> u64 {
 
 async fn connect(
     queue: &Rc<Queue>,
-    (layer, backing): (Layer, Option<Arc<Node>>),
+    layer: Layer,
+    links: (Option<Arc<Node>>, Option<DataFile>),
     secret: Option<&Secret>,
     options: ImageOptions,
-    (spec, policy): (&DiskSpec, &OpenPolicy),
 ) -> Result<Node> {
-    let external = data_file(&layer, options.writable, spec, policy)?;
     match layer.image {
         Unconnected::Raw => Ok(Node::Raw(RawImage::new(layer.file, &layer.path, options.writable, options.no_flush)?)),
         Unconnected::Qcow2(opening) => {
-            let image = opening.finish(queue, (backing, external), secret, options).await?;
+            let image = opening.finish(queue, links, secret, options).await?;
             Ok(Node::Qcow2(Box::new(image)))
         }
     }
 }
 
+/// The files of a chain, by device and inode.
+struct Files {
+    /// Those of the layers, the topmost first, and then the data files that are open.
+    known: Vec<(u64, u64)>,
+    /// Whether the topmost layer is written.
+    written: bool,
+}
+
+impl Files {
+    /// Takes a data file, which is written or not. False if a guest's writes would change what it, or another layer, reads.
+    fn take(&mut self, identity: (u64, u64), write: bool) -> bool {
+        let others = match self.known.as_slice() {
+            all if write => all,
+            [top, ..] if self.written => std::slice::from_ref(top),
+            _ => &[],
+        };
+        let alone = !others.contains(&identity);
+        self.known.push(identity);
+        alone
+    }
+}
+
 /// Opens a layer's external data file, if it has one.
-fn data_file(layer: &Layer, write: bool, spec: &DiskSpec, policy: &OpenPolicy) -> Result<Option<DataFile>> {
+fn data_file(
+    layer: &Layer,
+    write: bool,
+    files: &mut Files,
+    (spec, policy): (&DiskSpec, &OpenPolicy),
+) -> Result<Option<DataFile>> {
     let Unconnected::Qcow2(opening) = &layer.image else { return Ok(None) };
     let header = opening.parsed();
     if !header.has_data_file() {
@@ -146,6 +176,15 @@ fn data_file(layer: &Layer, write: bool, spec: &DiskSpec, policy: &OpenPolicy) -
     if file.traits().identity == layer.file.traits().identity {
         let message = "names itself as its data file";
         return Err(Error::new(ErrorKind::Corrupt, message).at_path(&layer.path));
+    }
+    // Before the lock, as with a loop: another layer's lock is our own.
+    if !files.take(file.traits().identity, write) {
+        let message = format!(
+            "its data file {} is another layer's too, and would change under it with each write; open the disk with \
+             readonly=on",
+            path.display()
+        );
+        return Err(Error::new(ErrorKind::Refused, message).at_path(&layer.path));
     }
     lock(&file, &path, write, spec).map_err(in_words)?;
     Ok(Some(DataFile { file, path, raw: header.is_data_file_raw() }))

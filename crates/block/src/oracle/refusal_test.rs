@@ -207,6 +207,27 @@ fn data_files_that_are_missing_or_elsewhere_are_refused() {
 }
 
 #[test]
+fn data_files_that_are_another_layers_file_too_are_refused_for_writing() {
+    // The data file of which layer is which other file.
+    for (of, is) in
+        [("top.raw", "base.raw"), ("top.raw", "middle.raw"), ("top.raw", "middle.qcow2"), ("middle.raw", "top.qcow2")]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("base.raw"), vec![1; 1 << 20]).unwrap();
+        for (layer, below, format) in [("middle", "base.raw", "raw"), ("top", "middle.qcow2", "qcow2")] {
+            let options = format!("data_file={}", at(&format!("{layer}.raw")).display());
+            let path = at(&format!("{layer}.qcow2"));
+            qemu::img(&["create", "-q", "-f", "qcow2", "-o", &options, "-b", below, "-F", format, text(&path)]);
+        }
+        open(&at("top.qcow2"), Format::Qcow2, false).unwrap().close().unwrap();
+        fs::remove_file(at(of)).unwrap();
+        fs::hard_link(at(is), at(of)).unwrap();
+        assert_refused(&at("top.qcow2"), Format::Qcow2, Refused::Writing, ErrorKind::Refused, "another layer's");
+    }
+}
+
+#[test]
 fn truncated_images_are_refused() {
     for len in [0u64, 3] {
         let (_dir, path) = image("compat=1.1");
