@@ -255,19 +255,12 @@ fn backing_format(name: &str, layer: &Layer) -> Result<Format> {
 
 /// Where the name of another file in a header leads: relative to the directory of the image's path as given, and only where it is allowed.
 fn referenced_path(what: &str, name: &[u8], layer: &Layer, policy: &OpenPolicy) -> Result<PathBuf> {
-    use std::os::unix::ffi::OsStrExt;
     let refuse = |message: String| Error::new(ErrorKind::Refused, message).at_path(&layer.path);
     let shown = String::from_utf8_lossy(name).into_owned();
-    let plain = match name.strip_prefix(b"file:") {
-        Some(rest) => rest,
-        // As in QEMU, a colon before any slash makes it a protocol's name.
-        None if name.split(|&b| b == b'/').next().is_some_and(|first| first.contains(&b':')) => {
-            return Err(refuse(format!("its {what} '{shown}' is not a plain file, which is all that cowhand opens")));
-        }
-        None => name,
+    let Some(path) = named_file(name, &layer.path) else {
+        return Err(refuse(format!("its {what} '{shown}' is not a plain file, which is all that cowhand opens")));
     };
-    let dir = layer.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let path = dir.join(std::ffi::OsStr::from_bytes(plain));
+    let dir = dir_of(&layer.path);
     let canonical = policy.storage.canonical(&path).map_err(|e| {
         Error::io(format!("cannot open its {what} '{shown}' ({})", path.display()), e).at_path(&layer.path)
     })?;
@@ -282,6 +275,22 @@ fn referenced_path(what: &str, name: &[u8], layer: &Layer, policy: &OpenPolicy) 
         canonical.parent().unwrap_or(Path::new("/")).display()
     );
     Err(refuse(message))
+}
+
+/// The file that a name in the header of the image at `image` means; none if it is no plain file's.
+pub(crate) fn named_file(name: &[u8], image: &Path) -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    let plain = match name.strip_prefix(b"file:") {
+        Some(rest) => rest,
+        // As in QEMU, a colon before any slash makes it a protocol's name.
+        None if name.split(|&b| b == b'/').next().is_some_and(|first| first.contains(&b':')) => return None,
+        None => name,
+    };
+    Some(dir_of(image).join(std::ffi::OsStr::from_bytes(plain)))
+}
+
+fn dir_of(image: &Path) -> &Path {
+    image.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Opens and locks a file.

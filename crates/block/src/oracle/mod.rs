@@ -21,6 +21,7 @@ mod lock_test;
 mod map_test;
 mod matrix;
 mod model;
+mod prealloc_test;
 mod qemu;
 mod read_test;
 mod refusal_test;

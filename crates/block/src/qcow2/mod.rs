@@ -34,6 +34,7 @@ mod load;
 mod mapping;
 pub(crate) mod open;
 mod owners;
+mod prealloc;
 mod publish;
 mod read;
 mod refcounts;
