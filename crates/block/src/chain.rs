@@ -79,6 +79,8 @@ pub(crate) async fn open(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy
         layers.push(next);
     }
     let mut node: Option<Arc<Node>> = None;
+    let mut files =
+        Files { known: layers.iter().map(|layer| layer.file.traits().identity).collect(), written: writable };
     let cache_below = metadata_cache_below(spec, layers.len());
     let secret = match &spec.secret {
         None => None,
@@ -93,9 +95,12 @@ pub(crate) async fn open(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy
             writable: writable && is_top,
             no_flush: spec.cache == Cache::Unsafe,
             metadata_cache: if is_top { spec.metadata_cache } else { Some(cache_below) },
+            discard_no_unref: spec.discard_no_unref,
             resolve: is_top,
         };
-        node = Some(Arc::new(connect(queue, (layer, node.take()), secret.as_ref(), options, (spec, policy)).await?));
+        let external = data_file(&layer, options.writable, &mut files, (spec, policy))?;
+        let links = (node.take(), external);
+        node = Some(Arc::new(connect(queue, layer, links, secret.as_ref(), options).await?));
     }
     let node = node.ok_or_else(|| Error::new(ErrorKind::Invalid, "a disk without layers"))?;
     if spec.ephemeral { overlay(queue, node, spec, policy).await } else { Ok(node) }
@@ -110,23 +115,49 @@ fn metadata_cache_below(spec: &DiskSpec, layers: usize) -> u64 {
 
 async fn connect(
     queue: &Rc<Queue>,
-    (layer, backing): (Layer, Option<Arc<Node>>),
+    layer: Layer,
+    links: (Option<Arc<Node>>, Option<DataFile>),
     secret: Option<&Secret>,
     options: ImageOptions,
-    (spec, policy): (&DiskSpec, &OpenPolicy),
 ) -> Result<Node> {
-    let external = data_file(&layer, options.writable, spec, policy)?;
     match layer.image {
         Unconnected::Raw => Ok(Node::Raw(RawImage::new(layer.file, &layer.path, options.writable, options.no_flush)?)),
         Unconnected::Qcow2(opening) => {
-            let image = opening.finish(queue, (backing, external), secret, options).await?;
+            let image = opening.finish(queue, links, secret, options).await?;
             Ok(Node::Qcow2(Box::new(image)))
         }
     }
 }
 
+/// The files of a chain, by device and inode.
+struct Files {
+    /// Those of the layers, the topmost first, and then the data files that are open.
+    known: Vec<(u64, u64)>,
+    /// Whether the topmost layer is written.
+    written: bool,
+}
+
+impl Files {
+    /// Takes a data file, which is written or not. False if a guest's writes would change what it, or another layer, reads.
+    fn take(&mut self, identity: (u64, u64), write: bool) -> bool {
+        let others = match self.known.as_slice() {
+            all if write => all,
+            [top, ..] if self.written => std::slice::from_ref(top),
+            _ => &[],
+        };
+        let alone = !others.contains(&identity);
+        self.known.push(identity);
+        alone
+    }
+}
+
 /// Opens a layer's external data file, if it has one.
-fn data_file(layer: &Layer, write: bool, spec: &DiskSpec, policy: &OpenPolicy) -> Result<Option<DataFile>> {
+fn data_file(
+    layer: &Layer,
+    write: bool,
+    files: &mut Files,
+    (spec, policy): (&DiskSpec, &OpenPolicy),
+) -> Result<Option<DataFile>> {
     let Unconnected::Qcow2(opening) = &layer.image else { return Ok(None) };
     let header = opening.parsed();
     if !header.has_data_file() {
@@ -146,6 +177,15 @@ fn data_file(layer: &Layer, write: bool, spec: &DiskSpec, policy: &OpenPolicy) -
         let message = "names itself as its data file";
         return Err(Error::new(ErrorKind::Corrupt, message).at_path(&layer.path));
     }
+    // Before the lock, as with a loop: another layer's lock is our own.
+    if !files.take(file.traits().identity, write) {
+        let message = format!(
+            "its data file {} is another layer's too, and would change under it with each write; open the disk with \
+             readonly=on",
+            path.display()
+        );
+        return Err(Error::new(ErrorKind::Refused, message).at_path(&layer.path));
+    }
     lock(&file, &path, write, spec).map_err(in_words)?;
     Ok(Some(DataFile { file, path, raw: header.is_data_file_raw() }))
 }
@@ -157,8 +197,13 @@ async fn overlay(queue: &Rc<Queue>, node: Arc<Node>, spec: &DiskSpec, policy: &O
     let file = file.map_err(|e| Error::io("cannot make a throw-away overlay in this directory", e).at_path(dir))?;
     let path = dir.join(format!("throw-away overlay over {}", spec.path.display()));
     create::create(queue, &file, &path, &CreateParams::new(node.size()), true).await?;
-    let metadata_cache = spec.metadata_cache;
-    let options = ImageOptions { writable: true, no_flush: true, metadata_cache, resolve: true };
+    let options = ImageOptions {
+        writable: true,
+        no_flush: true,
+        metadata_cache: spec.metadata_cache,
+        discard_no_unref: spec.discard_no_unref,
+        resolve: true,
+    };
     let opening = Opening::header(queue, file, &path).await?;
     let image: Image = opening.finish(queue, (Some(node), None), None, options).await?;
     Ok(Arc::new(Node::Qcow2(Box::new(image))))
@@ -210,19 +255,12 @@ fn backing_format(name: &str, layer: &Layer) -> Result<Format> {
 
 /// Where the name of another file in a header leads: relative to the directory of the image's path as given, and only where it is allowed.
 fn referenced_path(what: &str, name: &[u8], layer: &Layer, policy: &OpenPolicy) -> Result<PathBuf> {
-    use std::os::unix::ffi::OsStrExt;
     let refuse = |message: String| Error::new(ErrorKind::Refused, message).at_path(&layer.path);
     let shown = String::from_utf8_lossy(name).into_owned();
-    let plain = match name.strip_prefix(b"file:") {
-        Some(rest) => rest,
-        // As in QEMU, a colon before any slash makes it a protocol's name.
-        None if name.split(|&b| b == b'/').next().is_some_and(|first| first.contains(&b':')) => {
-            return Err(refuse(format!("its {what} '{shown}' is not a plain file, which is all that cowhand opens")));
-        }
-        None => name,
+    let Some(path) = named_file(name, &layer.path) else {
+        return Err(refuse(format!("its {what} '{shown}' is not a plain file, which is all that cowhand opens")));
     };
-    let dir = layer.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let path = dir.join(std::ffi::OsStr::from_bytes(plain));
+    let dir = dir_of(&layer.path);
     let canonical = policy.storage.canonical(&path).map_err(|e| {
         Error::io(format!("cannot open its {what} '{shown}' ({})", path.display()), e).at_path(&layer.path)
     })?;
@@ -237,6 +275,22 @@ fn referenced_path(what: &str, name: &[u8], layer: &Layer, policy: &OpenPolicy) 
         canonical.parent().unwrap_or(Path::new("/")).display()
     );
     Err(refuse(message))
+}
+
+/// The file that a name in the header of the image at `image` means; none if it is no plain file's.
+pub(crate) fn named_file(name: &[u8], image: &Path) -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    let plain = match name.strip_prefix(b"file:") {
+        Some(rest) => rest,
+        // As in QEMU, a colon before any slash makes it a protocol's name.
+        None if name.split(|&b| b == b'/').next().is_some_and(|first| first.contains(&b':')) => return None,
+        None => name,
+    };
+    Some(dir_of(image).join(std::ffi::OsStr::from_bytes(plain)))
+}
+
+fn dir_of(image: &Path) -> &Path {
+    image.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Opens and locks a file.

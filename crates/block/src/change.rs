@@ -25,6 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::Barrier;
 use crate::node::Node;
 use crate::qcow2::Image;
+use crate::qcow2::create::Preallocation;
 use crate::queue::Queue;
 use crate::sync::Arc;
 
@@ -107,7 +108,15 @@ impl Disk {
     /// Not a multiple of the block size; more than the format can map; a version 2 image with snapshots; a block device; the
     /// host's. The disk is then as it was.
     pub fn resize(self: &Arc<Self>, bytes: u64) -> Result<()> {
-        self.alone(async move |disk, queue| disk.resize_on(queue, bytes).await)
+        self.resize_with(bytes, Preallocation::Off)
+    }
+
+    /// The same, with the space of what is added taken at once. A raw disk has no metadata of which there could be more.
+    ///
+    /// # Errors
+    /// Also when the disk becomes smaller, and yet space is to be taken.
+    pub fn resize_with(self: &Arc<Self>, bytes: u64, preallocation: Preallocation) -> Result<()> {
+        self.alone(async move |disk, queue| disk.resize_on(queue, bytes, preallocation).await)
     }
 
     fn alone<T: 'static>(
@@ -158,13 +167,17 @@ impl Disk {
         self.change(queue, async |image| image.delete_snapshot(queue, &table, &snapshot).await).await
     }
 
-    pub(crate) async fn resize_on(&self, queue: &Rc<Queue>, bytes: u64) -> Result<()> {
+    pub(crate) async fn resize_on(&self, queue: &Rc<Queue>, bytes: u64, preallocation: Preallocation) -> Result<()> {
         let _changes = self.changes().lock().await;
         check_size(self.spec(), bytes)?;
         let node = self.node();
         match &*node {
-            Node::Raw(raw) => raw.check_resize(bytes)?,
+            Node::Raw(raw) => raw.check_resize(bytes, preallocation)?,
             Node::Qcow2(image) => image.check_resize(bytes)?,
+        }
+        if bytes < node.size() && preallocation != Preallocation::Off {
+            let message = "a disk that becomes smaller needs no space";
+            return Err(Error::new(ErrorKind::Invalid, message).at_path(node.path()));
         }
         if bytes == node.size() {
             return Ok(());
@@ -174,12 +187,12 @@ impl Disk {
                 let mut closed = self.grace().close().await;
                 raw.flush(queue).await?;
                 closed.begin();
-                let resized = raw.resize(queue, bytes).await;
+                let resized = raw.resize(queue, bytes, preallocation).await;
                 self.replace(Arc::new(Node::Raw(raw.reload()?)));
                 closed.finish();
                 resized
             }
-            Node::Qcow2(_) => self.change(queue, async |image| image.resize(queue, bytes).await).await,
+            Node::Qcow2(_) => self.change(queue, async |image| image.resize(queue, bytes, preallocation).await).await,
         }
     }
 
@@ -202,9 +215,9 @@ impl Disk {
         let Node::Qcow2(image) = &*node else {
             return Err(Error::new(ErrorKind::Unsupported, "only an image can change so").at_path(node.path()));
         };
-        image.finish(queue).await?;
+        image.watched(queue, image.finish(queue)).await?;
         closed.begin();
-        let worked = work(image).await;
+        let worked = image.watched(queue, work(image)).await;
         // What is not written of the counts leaks, whether the change succeeded or not.
         let finished = image.finish(queue).await;
         image.warn_of_leak(finished);

@@ -52,7 +52,7 @@ fn requests_that_come_during_a_change_wait_and_are_checked_against_the_new_size(
     submit(&mut queue, 1, true, 0, &buffer);
     let task = {
         let (disk, control) = (disk.clone(), control.clone());
-        async move { disk.resize_on(&control, 2 << 20).await.unwrap() }
+        async move { disk.resize_on(&control, 2 << 20, Preallocation::Off).await.unwrap() }
     };
     control.spawn(task);
     control.turn(false, &mut Vec::new()).unwrap();

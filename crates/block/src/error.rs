@@ -37,6 +37,7 @@ struct Inner {
     message: String,
     path: Option<PathBuf>,
     offset: Option<u64>,
+    damage: bool,
     source: Option<io::Error>,
 }
 
@@ -47,7 +48,7 @@ impl Error {
     /// A new error that says `message`: what is wrong and, where it helps, what to do.
     #[must_use]
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner { kind, message: message.into(), path: None, offset: None, source: None }))
+        Self(Box::new(Inner { kind, message: message.into(), path: None, offset: None, damage: false, source: None }))
     }
 
     /// An error of the host's I/O, met while doing `what` ("read", "open", …).
@@ -80,6 +81,17 @@ impl Error {
     pub fn at_offset(mut self, offset: u64) -> Self {
         self.0.offset.get_or_insert(offset);
         self
+    }
+
+    /// The same error, which shows that the image it is about must not be written any more.
+    pub(crate) fn damaging(mut self) -> Self {
+        self.0.damage = true;
+        self
+    }
+
+    /// Whether the image must not be written any more.
+    pub(crate) fn is_damage(&self) -> bool {
+        self.0.damage
     }
 
     /// What sort of failure it is.

@@ -97,35 +97,35 @@ impl Node {
     pub(crate) async fn write(&self, queue: &Rc<Queue>, offset: u64, data: &[IoSeg]) -> Result<()> {
         match self {
             Self::Raw(raw) => raw.write(queue, offset, data).await,
-            Self::Qcow2(image) => image.write(queue, offset, data).await,
+            Self::Qcow2(image) => image.watched(queue, image.write(queue, offset, data)).await,
         }
     }
 
     pub(crate) async fn write_compressed(&self, queue: &Rc<Queue>, offset: u64, data: &[IoSeg]) -> Result<()> {
         match self {
             Self::Raw(raw) => Err(raw.cannot_compress()),
-            Self::Qcow2(image) => image.write_compressed(queue, offset, data).await,
+            Self::Qcow2(image) => image.watched(queue, image.write_compressed(queue, offset, data)).await,
         }
     }
 
     pub(crate) async fn flush(&self, queue: &Rc<Queue>) -> Result<()> {
         match self {
             Self::Raw(raw) => raw.flush(queue).await,
-            Self::Qcow2(image) => image.flush(queue).await,
+            Self::Qcow2(image) => image.watched(queue, image.flush(queue)).await,
         }
     }
 
     pub(crate) async fn discard(&self, queue: &Rc<Queue>, offset: u64, len: u64) -> Result<()> {
         match self {
             Self::Raw(raw) => raw.discard(queue, offset, len).await,
-            Self::Qcow2(image) => image.discard(queue, offset, len).await,
+            Self::Qcow2(image) => image.watched(queue, image.discard(queue, offset, len)).await,
         }
     }
 
     pub(crate) async fn write_zeroes(&self, queue: &Rc<Queue>, offset: u64, len: u64, unmap: bool) -> Result<()> {
         match self {
             Self::Raw(raw) => raw.write_zeroes(queue, offset, len, unmap).await,
-            Self::Qcow2(image) => image.write_zeroes(queue, offset, len, unmap).await,
+            Self::Qcow2(image) => image.watched(queue, image.write_zeroes(queue, offset, len, unmap)).await,
         }
     }
 
@@ -141,7 +141,7 @@ impl Node {
     pub(crate) async fn finish(&self, queue: &Rc<Queue>) -> Result<()> {
         match self {
             Self::Raw(raw) => raw.flush(queue).await,
-            Self::Qcow2(image) => image.finish(queue).await,
+            Self::Qcow2(image) => image.watched(queue, image.finish(queue)).await,
         }
     }
 }

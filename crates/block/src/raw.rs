@@ -6,6 +6,7 @@ use std::rc::Rc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::flush::Flushes;
 use crate::io::{Barrier, File, IoSeg, zero_segs};
+use crate::qcow2::create::Preallocation;
 use crate::queue::Queue;
 use crate::sync::{Arc, AtomicBool, Ordering};
 
@@ -37,11 +38,17 @@ impl RawImage {
     }
 
     /// Why the file cannot be made `size` bytes long, as far as that can be told before.
-    pub(crate) fn check_resize(&self, size: u64) -> Result<()> {
+    pub(crate) fn check_resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.check_writable()?;
         let refuse = |kind, message: &str| Err(Error::new(kind, message).at_path(&self.path));
         if self.file.traits().block_device {
             return refuse(ErrorKind::Unsupported, "a block device has the size that it has");
+        }
+        if preallocation == Preallocation::Metadata {
+            return refuse(
+                ErrorKind::Invalid,
+                "a raw disk has no metadata to preallocate (off, falloc and full it knows)",
+            );
         }
         if !size.is_multiple_of(512) {
             return refuse(
@@ -52,11 +59,28 @@ impl RawImage {
         Ok(())
     }
 
-    /// Makes the file `size` bytes long, durably.
-    pub(crate) async fn resize(&self, queue: &Rc<Queue>, size: u64) -> Result<()> {
+    /// Makes the file `size` bytes long, durably; it takes the host's space for what is added if that is asked for.
+    pub(crate) async fn resize(&self, queue: &Rc<Queue>, size: u64, preallocation: Preallocation) -> Result<()> {
         let resized = queue.set_length(&self.file, size).await;
         resized.map_err(|e| self.error("cannot change the file's length", size, e))?;
+        if let Err(e) = self.take_space(queue, size, preallocation).await {
+            // As long as it was, so that nobody takes the disk for what it has not become. What went wrong is what matters.
+            let _ = queue.set_length(&self.file, self.size).await;
+            return Err(e);
+        }
         self.flush(queue).await
+    }
+
+    async fn take_space(&self, queue: &Rc<Queue>, size: u64, preallocation: Preallocation) -> Result<()> {
+        match preallocation {
+            _ if size <= self.size => Ok(()),
+            Preallocation::Off | Preallocation::Metadata => Ok(()),
+            Preallocation::Falloc => {
+                let taken = queue.allocate(&self.file, self.size, size - self.size).await;
+                taken.map_err(|e| self.error("cannot take space", self.size, e))
+            }
+            Preallocation::Full => self.write_zeros(queue, self.size, size - self.size).await,
+        }
     }
 
     /// The image as its file is now.
@@ -111,6 +135,10 @@ impl RawImage {
                 Err(e) => return Err(self.error("cannot write zeros", offset, e)),
             }
         }
+        self.write_zeros(queue, offset, len).await
+    }
+
+    async fn write_zeros(&self, queue: &Rc<Queue>, offset: u64, len: u64) -> Result<()> {
         let mut done = 0;
         while done < len {
             let n = (len - done).min(1 << 20);

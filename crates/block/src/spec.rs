@@ -88,6 +88,9 @@ pub struct DiskSpec {
     pub cache: Cache,
     /// Whether the guest's discards reach the image.
     pub discard: bool,
+    /// Whether what the guest discards keeps its place in the image: its space goes back to the host, and later writes take the same
+    /// clusters again, so that the image's data stays together. Version 3 only.
+    pub discard_no_unref: bool,
     /// See [`DetectZeroes`].
     pub detect_zeroes: DetectZeroes,
     /// The backing file's format, where the image's header does not say.
@@ -139,7 +142,7 @@ pub enum SpecError {
     Conflict(&'static str),
 }
 
-const KEYS: &str = "path, format, id, readonly, ephemeral, queues, cache, discard, detect-zeroes, backing-format, serial, \
+const KEYS: &str = "path, format, id, readonly, ephemeral, queues, cache, discard, discard-no-unref, detect-zeroes, backing-format, serial, \
                     metadata-cache, block-size, lock, secret, force-raw";
 
 impl DiskSpec {
@@ -155,6 +158,7 @@ impl DiskSpec {
             queues: None,
             cache: Cache::default(),
             discard: true,
+            discard_no_unref: false,
             detect_zeroes: DetectZeroes::default(),
             backing_format: None,
             serial: String::new(),
@@ -195,6 +199,9 @@ impl DiskSpec {
         if spec.secret.is_some() && spec.format == Format::Raw {
             return Err(SpecError::Conflict("secret= is for qcow2: a raw disk is not encrypted"));
         }
+        if spec.discard_no_unref && spec.format == Format::Raw {
+            return Err(SpecError::Conflict("discard-no-unref=on is for qcow2: a raw disk's data has no other place"));
+        }
         if spec.force_raw && spec.format != Format::Raw {
             return Err(SpecError::Conflict("force-raw=on is for format=raw"));
         }
@@ -229,6 +236,7 @@ impl DiskSpec {
                     _ => return Err(bad("discard", value, "unmap or ignore")),
                 }
             }
+            "discard-no-unref" => self.discard_no_unref = on_off("discard-no-unref", value)?,
             "detect-zeroes" => {
                 self.detect_zeroes = match value {
                     "off" => DetectZeroes::Off,

@@ -10,6 +10,8 @@
 mod check_test;
 mod compress_test;
 mod depth_test;
+mod dirty_test;
+mod discard_test;
 mod format_test;
 mod guest;
 mod hostile_check_test;
@@ -19,6 +21,7 @@ mod lock_test;
 mod map_test;
 mod matrix;
 mod model;
+mod prealloc_test;
 mod qemu;
 mod read_test;
 mod refusal_test;

@@ -155,9 +155,19 @@ fn edge_09_missing_refcounts_and_an_l1_table_too_small_are_refused() {
 }
 
 #[test]
-fn edge_12_corrupt_and_dirty_images_are_refused_for_writing_only() {
-    assert_refused_with(72, &[0, 0, 0, 0, 0, 0, 0, 1], Refused::Writing, CORRUPT, "not closed");
+fn edge_12_corrupt_images_are_refused_for_writing_only() {
     assert_refused_with(72, &[0, 0, 0, 0, 0, 0, 0, 2], Refused::Writing, CORRUPT, "marked corrupt");
+    assert_refused_with(72, &[0, 0, 0, 0, 0, 0, 0, 3], Refused::Writing, CORRUPT, "marked corrupt");
+}
+
+#[test]
+fn edge_12_a_dirty_image_with_other_damage_is_refused_for_writing_only() {
+    let (_dir, path) = image("compat=1.1,cluster_size=65536");
+    // The second L2 entry leads past the end of the file: what it should say is not known.
+    let l2 = number(&path, number(&path, 40) as usize) & 0x00ff_ffff_ffff_fe00;
+    put(&path, l2 as usize + 8, &(1u64 << 63 | 1 << 30).to_be_bytes());
+    put(&path, 79, &[1]);
+    assert_refused(&path, Format::Qcow2, Refused::Writing, CORRUPT, "not closed");
 }
 
 #[test]
@@ -193,6 +203,27 @@ fn data_files_that_are_missing_or_elsewhere_are_refused() {
             fs::remove_file(&data).unwrap();
         }
         assert_refused(&path, Format::Qcow2, Refused::Always, kind, says);
+    }
+}
+
+#[test]
+fn data_files_that_are_another_layers_file_too_are_refused_for_writing() {
+    // The data file of which layer is which other file.
+    for (of, is) in
+        [("top.raw", "base.raw"), ("top.raw", "middle.raw"), ("top.raw", "middle.qcow2"), ("middle.raw", "top.qcow2")]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("base.raw"), vec![1; 1 << 20]).unwrap();
+        for (layer, below, format) in [("middle", "base.raw", "raw"), ("top", "middle.qcow2", "qcow2")] {
+            let options = format!("data_file={}", at(&format!("{layer}.raw")).display());
+            let path = at(&format!("{layer}.qcow2"));
+            qemu::img(&["create", "-q", "-f", "qcow2", "-o", &options, "-b", below, "-F", format, text(&path)]);
+        }
+        open(&at("top.qcow2"), Format::Qcow2, false).unwrap().close().unwrap();
+        fs::remove_file(at(of)).unwrap();
+        fs::hard_link(at(is), at(of)).unwrap();
+        assert_refused(&at("top.qcow2"), Format::Qcow2, Refused::Writing, ErrorKind::Refused, "another layer's");
     }
 }
 
@@ -314,12 +345,14 @@ fn files_of_another_kind_are_refused() {
     assert_refused(&overlay, Format::Qcow2, Refused::Always, ErrorKind::Invalid, "not a qcow2 image");
 }
 
-/// An L2 entry of the first cluster that breaks the rules: opened, but the cluster is an error to read and to write.
-fn assert_damaged(options: &str, entry: u64) {
+/// An L2 entry of the first cluster that breaks the rules: opened, but the cluster is an error to read and to write. Whether the image is
+/// then marked corrupt.
+fn assert_damaged(options: &str, entry: u64, marked: bool) {
     let (_dir, path) = image(options);
     let l2 = number(&path, number(&path, 40) as usize) & 0x00ff_ffff_ffff_fe00;
     put(&path, l2 as usize, &entry.to_be_bytes());
-    let before = fs::read(&path).unwrap();
+    let mut expected = fs::read(&path).unwrap();
+    expected[79] |= u8::from(marked) << 1;
     let disk = open(&path, Format::Qcow2, false).unwrap();
     let mut queue = disk.queue().unwrap();
     let buffer = Buffer::from_bytes(&[7; 512]);
@@ -335,17 +368,69 @@ fn assert_damaged(options: &str, entry: u64) {
     // Its neighbour is well.
     ask(&mut queue, Request::Read { offset: 65536, data: data() }).unwrap();
     assert_eq!(*buffer, [9; 512]);
+    let neighbour = ask(&mut queue, Request::Write { offset: 65536, data: data() });
+    assert_eq!(neighbour.map_err(|e| e.kind()), if marked { Err(CORRUPT) } else { Ok(()) });
     drop(queue);
     disk.close().unwrap();
-    assert!(before == fs::read(&path).unwrap(), "damage was written to");
+    assert!(expected == fs::read(&path).unwrap(), "damage was written to");
+    if marked {
+        assert_refused(&path, Format::Qcow2, Refused::Writing, CORRUPT, "marked corrupt");
+        let info = qemu::run("qemu-img", &["info", text(&path)]);
+        assert!(info.said.contains("corrupt: true"), "{info:?}");
+    }
 }
 
 #[test]
 fn edge_17_the_zero_bit_in_version_2_is_an_error() {
-    assert_damaged("compat=0.10,cluster_size=65536", 1);
+    assert_damaged("compat=0.10,cluster_size=65536", 1, false);
 }
 
 #[test]
 fn edge_18_an_unaligned_offset_is_an_error() {
-    assert_damaged("compat=1.1,cluster_size=65536", 1 << 63 | 0x50200);
+    assert_damaged("compat=1.1,cluster_size=65536", 1 << 63 | 0x50200, true);
+}
+
+#[test]
+fn reserved_bits_of_an_entry_are_an_error_of_that_entry_and_stay_what_they_are() {
+    for options in ["cluster_size=65536", "cluster_size=65536,extended_l2=on"] {
+        for (bits, copied_table) in [(1u64 << 56, false), (0x3f00_0000_0000_01fc, true), (1 << 1, true)] {
+            let (_dir, path) = image(options);
+            let l1 = number(&path, 40) as usize;
+            let l2 = (number(&path, l1) & 0x00ff_ffff_ffff_fe00) as usize;
+            let entry = number(&path, l2) | bits;
+            put(&path, l2, &entry.to_be_bytes());
+            if copied_table {
+                // As if a snapshot shared the table: it is copied before it changes.
+                put(&path, l1, &(l2 as u64).to_be_bytes());
+            }
+            let disk = open(&path, Format::Qcow2, false).unwrap();
+            let mut queue = disk.queue().unwrap();
+            let buffer = Buffer::from_bytes(&[7; 4096]);
+            let data = || vec![buffer.seg(0, 4096)];
+            for offset in [65536, 1 << 20] {
+                ask(&mut queue, Request::Write { offset, data: data() }).unwrap();
+            }
+            for request in [
+                Request::Read { offset: 0, data: data() },
+                Request::Write { offset: 4096, data: data() },
+                Request::Discard { offset: 0, len: 65536 },
+            ] {
+                let error = ask(&mut queue, request).expect_err("the entry is damaged");
+                assert!(error.kind() == CORRUPT && error.to_string().contains("reserved bits"), "{error}");
+            }
+            ask(&mut queue, Request::Read { offset: 65536, data: data() }).unwrap();
+            assert_eq!(*buffer, [7; 4096]);
+            drop(queue);
+            disk.close().unwrap();
+            let now = (number(&path, l1) & 0x00ff_ffff_ffff_fe00) as usize;
+            assert_eq!(now != l2, copied_table);
+            assert_eq!(number(&path, now), entry, "{options}: the entry has changed");
+            // With the bits gone the disk is whole again.
+            put(&path, now, &(entry & !bits).to_be_bytes());
+            qemu::assert_clean(&path);
+            let content = qemu::content(&path);
+            assert!(content[..65536] == [9; 65536] && content[65536..69632] == [7; 4096]);
+            assert!(content[1 << 20..(1 << 20) + 4096] == [7; 4096]);
+        }
+    }
 }

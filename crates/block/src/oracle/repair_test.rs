@@ -482,7 +482,7 @@ fn a_damaged_entry_keeps_what_it_may_have_named_from_being_freed() {
 }
 
 #[test]
-fn edge_42_encrypted_data_is_not_moved() {
+fn edge_42_encrypted_data_is_not_moved_but_an_l2_table_is() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk.qcow2");
     let secret = ["--object", "secret,id=key,data=secret"];
@@ -491,11 +491,21 @@ fn edge_42_encrypted_data_is_not_moved() {
     let opened = format!("driver=qcow2,file.filename={},encrypt.key-secret=key", path.display());
     qemu::succeed("qemu-io", &[&secret[..], &["--image-opts", "-c", "write -q 0 1M", &opened]].concat());
     let mut image = fs::read(&path).unwrap();
-    // Guest data where the L2 table lies.
-    let l2 = number(&image, number(&image, 40) as usize) & OFFSET;
-    put(&mut image, l2 as usize, l2);
+    // Guest data where the L1 table lies.
+    let l1 = number(&image, 40);
+    let l2 = number(&image, l1 as usize) & OFFSET;
+    put(&mut image, l2 as usize, l1);
     fs::write(&path, &image).unwrap();
     let (report, messages) = ours(&path, Repair::All).unwrap();
     assert!(report.corruptions > 0, "{}", lines(&messages));
-    assert_eq!(number(&fs::read(&path).unwrap(), l2 as usize) & OFFSET, l2);
+    assert_eq!(number(&fs::read(&path).unwrap(), l2 as usize) & OFFSET, l1);
+    // From under an L2 table nothing has to move but the table.
+    let mut image = fs::read(&path).unwrap();
+    put(&mut image, l2 as usize, l2);
+    fs::write(&path, &image).unwrap();
+    let (report, messages) = ours(&path, Repair::All).unwrap();
+    assert!(report.is_clean(), "{}", lines(&messages));
+    let image = fs::read(&path).unwrap();
+    let moved = number(&image, l1 as usize) & OFFSET;
+    assert!(moved != l2 && number(&image, moved as usize) & OFFSET == l2);
 }

@@ -1,14 +1,13 @@
 //! Changes of a whole disk, both ways: snapshots and sizes by the engine are judged by QEMU, and those by QEMU are used by the engine.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use cowhand_qcow2::{ClusterBits, CreateParams, Header, Snapshot};
+use cowhand_qcow2::{Header, Snapshot};
 
 use super::dice;
 use super::guest::{ask, policy, read_all};
-use super::image::{Base, Made, SNAPSHOT, Shape, make, noise};
+use super::image::{Base, Made, SNAPSHOT, Shape, make};
 use super::qemu::{self, assert_clean, content, content_with, text};
 use super::read_test::assert_same;
 use super::write_test::play;
@@ -20,7 +19,6 @@ use crate::io::sim::Rng;
 use crate::request::Request;
 use crate::spec::{DiskSpec, Format};
 use crate::sync::Arc;
-use crate::{Preallocation, create_image};
 
 fn open(path: &Path) -> Arc<Disk> {
     Disk::open(&DiskSpec::new(path, Format::Qcow2), &policy(Engine::Auto)).unwrap()
@@ -450,103 +448,6 @@ fn many_snapshots_and_long_names_move_the_table_and_leave_no_leaks() {
     assert_eq!(said.lines().count(), 2 + 20, "{said}");
     let disk = open(&path);
     assert_eq!(disk.create_snapshot("next").unwrap().id, "41");
-}
-
-#[test]
-fn preallocated_images_are_sound_read_as_zeros_and_do_not_grow() {
-    let modes = [Preallocation::Off, Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full];
-    for (cluster_bits, refcount_order, version, size) in
-        [(16, 4, 3, 5 << 20), (9, 6, 3, (3 << 20) + 512), (12, 0, 3, 9 << 20), (21, 4, 2, 90 << 20), (16, 4, 3, 0)]
-    {
-        for mode in modes {
-            println!("{cluster_bits} {refcount_order} {version} {size} {mode:?}");
-            let dir = tempfile::tempdir().unwrap();
-            let path = dir.path().join("disk.qcow2");
-            let params = CreateParams {
-                cluster_bits: ClusterBits::new(cluster_bits).unwrap(),
-                refcount_order,
-                version,
-                ..CreateParams::new(size)
-            };
-            let policy = policy(Engine::Auto);
-            create_image(&policy.storage, &path, &params, mode).unwrap();
-            assert!(create_image(&policy.storage, &path, &params, mode).is_err(), "it exists");
-            assert_clean(&path);
-            assert!(content(&path) == vec![0; size as usize]);
-            let made = fs::metadata(&path).unwrap();
-            let taken = made.blocks() * 512;
-            match mode {
-                Preallocation::Falloc | Preallocation::Full => assert!(taken >= size, "{taken}"),
-                _ => assert!(taken < size / 2 + (6 << cluster_bits), "{taken}"),
-            }
-            if size == 0 {
-                continue;
-            }
-            let disk = open(&path);
-            let model = play(
-                &disk,
-                vec![0; size as usize],
-                &Shape { version, ..Shape::new(1 << cluster_bits) },
-                &mut Rng::new(1),
-            );
-            disk.close().unwrap();
-            drop(disk);
-            assert_clean(&path);
-            model.check_all(&content(&path)).unwrap();
-        }
-    }
-}
-
-#[test]
-fn writing_into_a_preallocated_image_allocates_nothing() {
-    for mode in [Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full] {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("disk.qcow2");
-        create_image(&policy(Engine::Auto).storage, &path, &CreateParams::new(8 << 20), mode).unwrap();
-        let len = fs::metadata(&path).unwrap().len();
-        let bytes = noise(8 << 20, &mut Rng::new(1));
-        let disk = open(&path);
-        let mut queue = disk.queue().unwrap();
-        let buffer = Buffer::from_bytes(&bytes);
-        ask(&mut queue, Request::Write { offset: 0, data: vec![buffer.seg(0, buffer.len())] }).unwrap();
-        drop(queue);
-        disk.close().unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().len(), len);
-        assert_same(&content(&path), &bytes);
-    }
-}
-
-#[test]
-fn edge_19_preallocated_clusters_with_subclusters_let_the_backing_file_show_through() {
-    let dir = tempfile::tempdir().unwrap();
-    let (path, base) = (dir.path().join("disk.qcow2"), dir.path().join("base"));
-    let bytes = noise(5 << 20, &mut Rng::new(3));
-    fs::write(&base, &bytes).unwrap();
-    let params = CreateParams {
-        extended_l2: true,
-        backing: Some((b"base".to_vec(), "raw".into())),
-        ..CreateParams::new(bytes.len() as u64)
-    };
-    create_image(&policy(Engine::Auto).storage, &path, &params, Preallocation::Metadata).unwrap();
-    assert_clean(&path);
-    assert_same(&content(&path), &bytes);
-    let disk = open(&path);
-    let shape = Shape { options: &["extended_l2=on"], base: Base::Raw(100), ..Shape::new(65536) };
-    let model = play(&disk, bytes, &shape, &mut Rng::new(4));
-    disk.close().unwrap();
-    drop(disk);
-    assert_clean(&path);
-    model.check_all(&content(&path)).unwrap();
-}
-
-#[test]
-fn preallocation_over_a_backing_file_is_refused_as_in_qemu() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("disk.qcow2");
-    let params = CreateParams { backing: Some((b"base".to_vec(), "raw".into())), ..CreateParams::new(1 << 20) };
-    let error = create_image(&policy(Engine::Auto).storage, &path, &params, Preallocation::Metadata).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Invalid);
-    assert!(!path.exists());
 }
 
 #[test]

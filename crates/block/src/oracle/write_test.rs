@@ -38,7 +38,7 @@ pub(super) fn play(disk: &Arc<Disk>, initial: Vec<u8>, shape: &Shape, rng: &mut 
 }
 
 /// A guest on an image; then QEMU looks at it. Twice, so that what the first life left is used by the second.
-fn assert_written_well(made: &Made, shape: &Shape, spec: &DiskSpec, engine: Engine, rng: &mut Rng) {
+pub(super) fn assert_written_well(made: &Made, shape: &Shape, spec: &DiskSpec, engine: Engine, rng: &mut Rng) {
     for _ in 0..2 {
         let initial = qemu::content(&made.path);
         let disk = Disk::open(spec, &policy(engine)).unwrap();

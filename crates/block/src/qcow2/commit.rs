@@ -19,7 +19,8 @@ use std::rc::Rc;
 
 use cowhand_qcow2::{Header, HostOffset};
 
-use super::entry;
+use super::entry::TableBytes;
+use super::layout::Structure;
 use super::refcounts::RefcountWrites;
 use super::slices::Slice;
 use super::{HeaderState, Image};
@@ -41,7 +42,7 @@ pub(crate) enum Until {
 struct Snapshot {
     refcounts: RefcountWrites,
     /// L2 slices in place: where they go, their bytes, which they are, when they changed.
-    slices: Vec<(HostOffset, Vec<u8>, Slice, u64)>,
+    slices: Vec<(HostOffset, TableBytes, Slice, u64)>,
     /// New L2 tables: L1 index, where they go, what they are a copy of, and their dirty slices (place in the table, bytes).
     tables: Vec<NewTableWrite>,
     /// L1 entries, in sectors: offset in the table and bytes.
@@ -55,7 +56,7 @@ struct NewTableWrite {
     index: usize,
     place: HostOffset,
     source: Option<HostOffset>,
-    parts: Vec<(u64, Vec<u8>, Slice, u64)>,
+    parts: Vec<(u64, TableBytes, Slice, u64)>,
 }
 
 impl Snapshot {
@@ -129,7 +130,7 @@ impl Image {
         let mut slices = Vec::new();
         for (&slice, &when) in &meta.dirty_slices {
             let Some(entries) = self.slices.entries(slice) else { continue };
-            let bytes = entry::table_bytes(&self.geometry, entries);
+            let bytes = TableBytes::new(&self.geometry, entries);
             let (index, at) = self.slice_place(slice);
             // In ascending order, as they come out of the map.
             if let Ok(table) = tables.binary_search_by_key(&index, |t: &NewTableWrite| t.index) {
@@ -166,7 +167,7 @@ impl Image {
     /// Whether everything that completed before is durable now.
     async fn write_snapshot(&self, queue: &Rc<Queue>, snapshot: &Snapshot, until: Until) -> Result<bool> {
         for (place, bytes, _, _) in &snapshot.refcounts.blocks {
-            self.write_metadata(queue, *place, bytes).await?;
+            self.write_as(queue, Structure::RefcountBlock, *place, bytes).await?;
         }
         for table in &snapshot.tables {
             self.write_new_table(queue, table).await?;
@@ -176,7 +177,7 @@ impl Image {
             let table = self.meta.lock().refcounts.table().0;
             for (index, place) in &snapshot.refcounts.table {
                 let at = HostOffset::new(table.get() + index * 8);
-                self.write_metadata(queue, at, &place.get().to_be_bytes()).await?;
+                self.write_as(queue, Structure::RefcountTable, at, &place.get().to_be_bytes()).await?;
             }
             self.meta.lock().refcounts.named(&snapshot.refcounts);
         }
@@ -198,12 +199,19 @@ impl Image {
     }
 
     async fn write_mapping(&self, queue: &Rc<Queue>, snapshot: &Snapshot) -> Result<()> {
-        for (place, bytes, _, _) in &snapshot.slices {
-            self.write_metadata(queue, *place, bytes).await?;
+        for (place, part, _, _) in &snapshot.slices {
+            let mut bytes = Buffer::zeroed(part.len());
+            if part.keeps_some() {
+                let read = queue.read_buffer(&self.file, place.get(), part.len()).await;
+                bytes = read.map_err(|e| self.io_error("cannot read an L2 table", place.get(), e))?;
+            }
+            part.put_into(&mut bytes);
+            self.write_as(queue, Structure::L2Table, *place, &bytes).await?;
         }
         let l1_table = self.header.lock().header.l1_table_offset;
         for (at, bytes) in &snapshot.l1 {
-            self.write_metadata(queue, HostOffset::new(l1_table.get() + at), bytes).await?;
+            let place = HostOffset::new(l1_table.get() + at);
+            self.write_as(queue, Structure::L1Table, place, bytes).await?;
         }
         Ok(())
     }
@@ -220,8 +228,9 @@ impl Image {
         };
         for (at, part, _, _) in &table.parts {
             let at = *at as usize;
-            bytes[at..at + part.len()].copy_from_slice(part);
+            part.put_into(&mut bytes[at..at + part.len()]);
         }
+        self.claim(Structure::L2Table, table.place, len)?;
         let written = queue.write_buffer(&self.file, table.place.get(), bytes).await;
         written.map_err(|e| self.io_error("cannot write an L2 table", table.place.get(), e))
     }
@@ -248,7 +257,7 @@ impl Image {
         }
     }
 
-    /// Writes a piece of metadata.
+    /// Writes a piece of metadata, whoever's it is; see [`write_as`](Self::write_as).
     pub(super) async fn write_metadata(&self, queue: &Rc<Queue>, place: HostOffset, bytes: &[u8]) -> Result<()> {
         let written = queue.write_buffer(&self.file, place.get(), Buffer::from_bytes(bytes)).await;
         written.map_err(|e| self.io_error("cannot write metadata", place.get(), e))
@@ -273,7 +282,7 @@ impl Image {
             change(&mut header);
             (header.encode_fixed(&state.sector).map_err(|e| self.format_error(&e))?, header)
         };
-        self.write_metadata(queue, HostOffset::new(0), &sector).await?;
+        self.write_as(queue, Structure::Header, HostOffset::new(0), &sector).await?;
         *self.header.lock() = HeaderState { header, sector };
         Ok(())
     }

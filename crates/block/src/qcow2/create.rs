@@ -1,10 +1,13 @@
 //! Making a new, empty image.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use cowhand_qcow2::{CreateParams, FormatError, Header, HostOffset, L1Entry, L2Entry, RefTableEntry, limits, refcount};
+use cowhand_qcow2::{
+    CreateParams, FormatError, Header, HostOffset, L1Entry, L2Entry, RefTableEntry, SubclusterBitmap, limits, refcount,
+};
 
+use crate::chain;
 use crate::disk::{block_on, blocking_driver};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Barrier, Buffer, File, Storage, zero_segs};
@@ -36,11 +39,11 @@ pub(crate) async fn create(
     params: &CreateParams,
     no_flush: bool,
 ) -> Result<()> {
-    create_with(queue, file, path, params, Preallocation::Off, no_flush).await
+    create_with(queue, (file, None), path, params, Preallocation::Off, no_flush).await
 }
 
-/// Makes a new image file, which must not exist yet, with its directory entry durable. A file that could not be finished is
-/// removed.
+/// Makes a new image file and, if it is to have one, its data file, which must not exist yet, with their directory entries durable.
+/// What could not be finished is removed.
 ///
 /// # Errors
 /// The options contradict each other; the file exists; the host's.
@@ -52,19 +55,54 @@ pub fn create_image(
 ) -> Result<()> {
     let io_error = |what: &'static str| move |e: std::io::Error| Error::io(what, e).at_path(path);
     let queue = Queue::new(blocking_driver(storage)?);
-    let file = storage.create(path).map_err(io_error("cannot create"))?;
-    let task = {
-        let (queue, path, params) = (queue.clone(), path.to_path_buf(), params.clone());
-        async move { create_with(&queue, &file, &path, &params, preallocation, false).await }
+    let data_path = match &params.data_file {
+        None => None,
+        Some(name) => Some(chain::named_file(name, path).ok_or_else(|| {
+            let message = "its data file is not a plain file, which is all that cowhand opens";
+            Error::new(ErrorKind::Invalid, message).at_path(path)
+        })?),
     };
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let made = block_on(&queue, task)
-        .and_then(|()| storage.sync_dir(dir).map_err(io_error("cannot make the directory entry durable")));
+    let file = storage.create(path).map_err(io_error("cannot create"))?;
+    let mut paths = vec![path.to_path_buf()];
+    let made = make_files(storage, &queue, file, data_path, &mut paths, params, preallocation);
     if made.is_err() {
         // What went wrong is what matters; a file that stays has no header, and is no image.
-        let _ = storage.remove(path);
+        for path in paths {
+            let _ = storage.remove(&path);
+        }
     }
     made
+}
+
+/// Makes an image in `file`, the first of `paths`; what else is made is added to them.
+fn make_files(
+    storage: &Arc<dyn Storage>,
+    queue: &Rc<Queue>,
+    file: File,
+    data_path: Option<PathBuf>,
+    paths: &mut Vec<PathBuf>,
+    params: &CreateParams,
+    preallocation: Preallocation,
+) -> Result<()> {
+    let data = match data_path {
+        None => None,
+        Some(path) => {
+            let data = storage.create(&path).map_err(|e| Error::io("cannot create the data file", e).at_path(&path))?;
+            paths.push(path);
+            Some(data)
+        }
+    };
+    let task = {
+        let (queue, path, params) = (queue.clone(), paths[0].clone(), params.clone());
+        async move { create_with(&queue, (&file, data.as_ref()), &path, &params, preallocation, false).await }
+    };
+    block_on(queue, task)?;
+    for path in paths {
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let synced = storage.sync_dir(dir);
+        synced.map_err(|e| Error::io("cannot make the directory entry durable", e).at_path(&path))?;
+    }
+    Ok(())
 }
 
 /// Where the structures of a new image lie, in clusters: one after the other, after the header.
@@ -87,6 +125,8 @@ impl Plan {
         let l1 = bits.clusters_for(u64::from(header.l1_size) * 8);
         let (l2, data) = match preallocation {
             Preallocation::Off => (0, 0),
+            // Guest data lies elsewhere.
+            _ if header.has_data_file() => (header.l1_entries_needed(), 0),
             _ => (header.l1_entries_needed(), bits.clusters_for(header.size)),
         };
         let mut plan = Self { tables: 1, blocks: 1, l1, l2, data };
@@ -122,13 +162,14 @@ impl Plan {
     }
 }
 
-/// The same, with space taken at once: all clusters of the disk lie together, in order, after the tables.
+/// The same, with space taken at once: all clusters of the disk lie together, in order, after the tables; or in the data file, which
+/// must be given then.
 ///
 /// # Errors
-/// Also when preallocation is asked for over a backing file, whose content the clusters would hide, or with an external data file.
+/// Also when preallocation is asked for over a backing file, whose content the clusters would hide.
 pub(crate) async fn create_with(
     queue: &Rc<Queue>,
-    file: &File,
+    (file, data_file): (&File, Option<&File>),
     path: &Path,
     params: &CreateParams,
     preallocation: Preallocation,
@@ -142,9 +183,11 @@ pub(crate) async fn create_with(
         let message = "space cannot be preallocated over a backing file, which it would hide";
         return refuse(ErrorKind::Invalid, message);
     }
-    if preallocation != Preallocation::Off && params.data_file.is_some() {
-        return refuse(ErrorKind::Unsupported, "space cannot be preallocated in an external data file");
-    }
+    // What is to read as the disk by itself has all of it mapped. (Sharp edge 41.)
+    let preallocation = match preallocation {
+        Preallocation::Off if params.data_file_raw => Preallocation::Metadata,
+        asked => asked,
+    };
     let bits = header.cluster_bits;
     let plan = Plan::new(&header, preallocation);
     let place = |cluster: u64| HostOffset::new(cluster << bits.bits());
@@ -186,6 +229,13 @@ pub(crate) async fn create_with(
     take_space(queue, file, place(plan.first_data()).get(), plan.data << bits.bits(), preallocation)
         .await
         .map_err(io_error)?;
+    if let Some(data_file) = data_file {
+        queue.set_length(data_file, header.size).await.map_err(io_error)?;
+        take_space(queue, data_file, 0, header.size, preallocation).await.map_err(io_error)?;
+        if !no_flush {
+            queue.flush(data_file, Barrier::Create).await.map_err(io_error)?;
+        }
+    }
     if !no_flush {
         queue.flush(file, Barrier::Create).await.map_err(io_error)?;
     }
@@ -197,15 +247,23 @@ pub(crate) async fn create_with(
     Ok(())
 }
 
-/// A preallocated L2 table. With extended L2 entries no subcluster is allocated: what they are shows through, or is zero.
+/// A preallocated L2 table. With extended L2 entries no subcluster is allocated: what they are shows through, or is zero; but in a data
+/// file that is to read as the disk, all are.
 fn preallocated_l2(header: &Header, plan: &Plan, table: u64) -> std::result::Result<Buffer, FormatError> {
     let bits = header.cluster_bits;
     let mut l2 = Buffer::zeroed(bits.size() as usize);
     let first = table * header.l2_entries();
     let entries = l2.chunks_exact_mut(header.geometry().l2_entry_size() as usize);
-    for (cluster, entry) in (first..plan.data).zip(entries) {
-        let place = HostOffset::new((plan.first_data() + cluster) << bits.bits());
+    // In a data file everything lies where the guest has it.
+    let first_data = if header.has_data_file() { 0 } else { plan.first_data() };
+    for (cluster, entry) in (first..bits.clusters_for(header.size)).zip(entries) {
+        let place = HostOffset::new((first_data + cluster) << bits.bits());
         entry[..8].copy_from_slice(&L2Entry::data(place, true)?.raw().to_be_bytes());
+        if let Some(bitmap) = entry.get_mut(8..16)
+            && header.is_data_file_raw()
+        {
+            bitmap.copy_from_slice(&SubclusterBitmap::ALL_ALLOCATED.raw().to_be_bytes());
+        }
     }
     Ok(l2)
 }

@@ -38,6 +38,11 @@ impl Image {
         self.external.as_ref().map_or(&self.file, |external| &external.file)
     }
 
+    /// Whether guest data lies in a file that is to read as the disk by itself.
+    pub(super) fn has_raw_data_file(&self) -> bool {
+        self.external.as_ref().is_some_and(|external| external.raw)
+    }
+
     /// Whether guest data can be read and written where it lies, as it is.
     pub(super) fn is_plain(&self) -> bool {
         self.cipher.is_none()
@@ -105,6 +110,18 @@ impl Image {
             && let Err(e) = queue.punch(&external.file, offset, len).await
         {
             tracing::debug!("{}: cannot punch {offset:#x}+{len:#x}: {e}", external.path.display());
+        }
+    }
+
+    /// Gives the space of clusters back that keep their place and read as zeros. Nobody else refers to them; the caller holds their
+    /// range lock, so that no write comes in between. Before the mapping says so durably, a power cut leaves zeros where data was,
+    /// or the data: but what was encrypted would be neither, and stays.
+    pub(super) async fn empty_data(&self, queue: &Rc<Queue>, host: HostOffset, len: u64) {
+        if self.external.is_none()
+            && self.is_plain()
+            && let Err(e) = queue.punch(&self.file, host.get(), len).await
+        {
+            tracing::debug!("{}: cannot punch {:#x}+{len:#x}: {e}", self.path.display(), host.get());
         }
     }
 

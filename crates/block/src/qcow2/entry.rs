@@ -4,7 +4,7 @@
 //! in that layer's file. So one look at the topmost layer's slices tells where a whole chain has its data. None of
 //! that goes into a file: [`Stored::on_disk`] takes it out again.
 
-use cowhand_qcow2::{CompressedRange, FormatError, Geometry, HostOffset, L2Entry, L2Kind, SubclusterBitmap};
+use cowhand_qcow2::{CompressedRange, Field, FormatError, Geometry, HostOffset, L2Entry, L2Kind, SubclusterBitmap};
 
 /// Bits 9 to 55: where something lies, as in the file's own entries.
 const PLACE: u64 = 0x00ff_ffff_ffff_fe00;
@@ -15,8 +15,13 @@ const COMPRESSED: u64 = 1 << 62;
 /// The greatest number of a layer, 14 bits' worth, means that no layer has the cluster.
 const NOTHING: u64 = 0x3fff;
 
+/// The two below it take the place of an entry of the file that is not to be followed: it has reserved bits set, so that what it means
+/// is not known; or it names a cluster of metadata.
+const RESERVED: u64 = NOTHING - 1;
+const MISLED: u64 = NOTHING - 2;
+
 /// Layers below an image that an entry can name.
-pub(super) const LAYERS_MAX: usize = NOTHING as usize - 1;
+pub(super) const LAYERS_MAX: usize = MISLED as usize - 1;
 
 /// What lies below a cluster that a layer does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +54,7 @@ impl Below {
             // No cluster begins there, so this place can stand for all that needs a closer look.
             Self::At { layer, .. } | Self::Ask { layer } => (layer.into(), PLACE),
         };
-        (layer & 0xff) << 1 | (layer >> 8) << 56 | place
+        numbered(layer) | place
     }
 
     /// What stands in an entry's place; none if it is an entry of the file.
@@ -65,6 +70,11 @@ impl Below {
             _ => Self::At { layer: number, place },
         })
     }
+}
+
+/// An entry that maps nothing, with this number in its spare bits.
+const fn numbered(number: u64) -> u64 {
+    (number & 0xff) << 1 | (number >> 8) << 56
 }
 
 /// An entry as the caches keep it.
@@ -101,6 +111,26 @@ impl Stored {
         Ok(Self { entry: entry.raw(), bitmap: SubclusterBitmap::ALL_ZERO })
     }
 
+    /// In the place of an entry of the file that has reserved bits set.
+    pub(super) fn reserved() -> Self {
+        Self { entry: numbered(RESERVED), bitmap: SubclusterBitmap::NONE }
+    }
+
+    /// In the place of an entry of the file that names metadata as guest data.
+    pub(super) fn misled() -> Self {
+        Self { entry: numbered(MISLED), bitmap: SubclusterBitmap::NONE }
+    }
+
+    /// Whether it is in the place of an entry that names metadata.
+    pub(super) fn is_misled(self) -> bool {
+        self == Self::misled()
+    }
+
+    /// Whether it is in the place of an entry of the file that must stay there as it is.
+    fn is_kept(self) -> bool {
+        self.is_misled() || self == Self::reserved()
+    }
+
     /// Whether the file's entry has bits set that mean something else here.
     pub(super) fn collides(self) -> bool {
         Below::unpack(self.entry).is_some()
@@ -113,6 +143,10 @@ impl Stored {
 
     /// What the file's entry says, and what is known of what lies below it.
     pub(super) fn decode(self, geometry: &Geometry) -> Result<(L2Kind, Below), FormatError> {
+        if self.is_kept() {
+            let problem = if self.is_misled() { "names a cluster of metadata" } else { "has reserved bits set" };
+            return Err(FormatError::Inconsistent { field: Field::new("an L2 entry"), problem });
+        }
         if let Some(below) = Below::unpack(self.entry) {
             return Ok((L2Kind::Unallocated, below));
         }
@@ -125,20 +159,53 @@ impl Stored {
 
     /// As it belongs into the file.
     pub(super) fn on_disk(self) -> Self {
-        if self.collides() { Self::default() } else { self }
+        if self.collides() && !self.is_kept() { Self::default() } else { self }
     }
 }
 
-/// Entries as the bytes of a table.
-pub(super) fn table_bytes(geometry: &Geometry, entries: impl Iterator<Item = Stored>) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for stored in entries.map(Stored::on_disk) {
-        bytes.extend_from_slice(&stored.entry.to_be_bytes());
-        if geometry.extended_l2 {
-            bytes.extend_from_slice(&stored.bitmap.raw().to_be_bytes());
+/// A part of a table as it belongs into the file.
+pub(super) struct TableBytes {
+    bytes: Vec<u8>,
+    entry_size: usize,
+    /// Where in the bytes those entries are that stay what they are in the file.
+    kept: Vec<usize>,
+}
+
+impl TableBytes {
+    /// Of these entries.
+    pub(super) fn new(geometry: &Geometry, entries: impl Iterator<Item = Stored>) -> Self {
+        let (mut bytes, mut kept) = (Vec::new(), Vec::new());
+        for stored in entries.map(Stored::on_disk) {
+            if stored.is_kept() {
+                kept.push(bytes.len());
+            }
+            bytes.extend_from_slice(&stored.entry.to_be_bytes());
+            if geometry.extended_l2 {
+                bytes.extend_from_slice(&stored.bitmap.raw().to_be_bytes());
+            }
+        }
+        Self { bytes, entry_size: geometry.l2_entry_size() as usize, kept }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether what the file has there must be read first.
+    pub(super) fn keeps_some(&self) -> bool {
+        !self.kept.is_empty()
+    }
+
+    /// Changes this part of a table, which holds what the file has (or anything, if nothing of it is kept).
+    pub(super) fn put_into(&self, part: &mut [u8]) {
+        let mut from = 0;
+        for &at in self.kept.iter().chain([&self.bytes.len()]) {
+            if let (Some(to), Some(new)) = (part.get_mut(from..at), self.bytes.get(from..at)) {
+                to.copy_from_slice(new);
+            }
+            from = at + self.entry_size;
         }
     }
-    bytes
 }
 
 #[cfg(test)]

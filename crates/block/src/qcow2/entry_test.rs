@@ -49,3 +49,25 @@ fn entries_of_the_file_stay_what_they_are() {
     }
     assert!(Stored { entry: 1 << 63 | 0x50000 | 1 << 56, ..Stored::default() }.collides());
 }
+
+#[test]
+fn entries_that_are_not_to_be_followed_stay_in_the_file_as_they_are() {
+    let data = Stored::data(HostOffset::new(0x50000)).unwrap();
+    for extended_l2 in [false, true] {
+        let geometry = Geometry { extended_l2, ..geometry() };
+        let size = geometry.l2_entry_size() as usize;
+        for kept in [Stored::reserved(), Stored::misled()] {
+            assert!(kept.decode(&geometry).is_err() && !kept.is_unknown());
+            let part = TableBytes::new(&geometry, [data, kept, Stored::below(Below::Nothing), kept].into_iter());
+            assert!(part.keeps_some() && part.len() == 4 * size);
+            let mut table = vec![0xee; 4 * size];
+            part.put_into(&mut table);
+            assert_eq!(table[..8], data.entry.to_be_bytes());
+            assert!(table[size..2 * size].iter().chain(&table[3 * size..]).all(|&byte| byte == 0xee));
+            assert!(table[2 * size..3 * size].iter().all(|&byte| byte == 0));
+        }
+        assert!(!TableBytes::new(&geometry, [data].into_iter()).keeps_some());
+    }
+    // An entry of the file that looks like one is not followed either.
+    assert!(Stored::reserved().collides() && Stored::misled().collides());
+}

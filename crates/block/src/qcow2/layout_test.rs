@@ -127,12 +127,17 @@ fn clusters_of_metadata_are_not_given_out_though_counted_as_free_edge_43() {
 fn guest_data_that_is_metadata_is_neither_written_nor_read_edge_43() {
     for place in [REFTABLE, REFBLOCK, L1, L2] {
         let world = damaged(|image| set(image, L2, place as u64 | COPIED));
-        let before = world.content(Path::new(IMAGE));
+        let mut expected = world.content(Path::new(IMAGE)).unwrap();
         let disk = open(&world, false).unwrap();
-        assert_eq!(request(&disk, 0, true), Err(ErrorKind::Corrupt));
         assert_eq!(request(&disk, 0, false), Err(ErrorKind::Corrupt));
+        assert_eq!(world.content(Path::new(IMAGE)), Some(expected.clone()));
+        assert_eq!(request(&disk, 0, true), Err(ErrorKind::Corrupt));
+        // Its neighbours are read; written nothing is any more, but for the header's mark.
+        request(&disk, CLUSTER as u64, false).unwrap();
+        assert_eq!(request(&disk, CLUSTER as u64, true), Err(ErrorKind::Corrupt));
         disk.close().unwrap();
-        assert_eq!(world.content(Path::new(IMAGE)), before);
+        expected[79] |= 2;
+        assert_eq!(world.content(Path::new(IMAGE)), Some(expected));
     }
 }
 
@@ -150,7 +155,7 @@ fn l1_entry_that_is_nothing_but_the_copied_flag_is_no_table() {
 
 #[test]
 fn first_in_finds_the_first_cluster_of_metadata() {
-    let part = |clusters| Part { what: "x", clusters, l2: false, shared: false };
+    let part = |clusters| Part { what: Structure::L1Table, clusters, shared: false };
     let layout = Layout::new(vec![part(10..12), part(0..1), part(12..13), part(20..21)]).unwrap();
     assert_eq!(layout.first_in(&(1..10)), None);
     assert_eq!(layout.first_in(&(1..11)), Some(10));

@@ -1,11 +1,11 @@
-//! Bringing slices of L2 tables into the cache, and refusing those that would lead a guest into the metadata.
+//! Bringing slices of L2 tables into the cache, and taking out of them what would lead a guest into the metadata.
 
 use std::future::poll_fn;
 use std::ops::Range;
 use std::rc::Rc;
 use std::task::Poll;
 
-use cowhand_qcow2::{Geometry, GuestOffset, L2Kind, SubclusterBitmap};
+use cowhand_qcow2::{Geometry, GuestOffset, HostOffset, L2Kind, SubclusterBitmap};
 
 use super::Image;
 use super::entry::Stored;
@@ -70,9 +70,9 @@ impl Image {
             }
         };
         let mut entries = vec![Stored::default(); self.slice_entries];
-        if let (Some(bytes), Some(table)) = (&bytes, table) {
+        if let Some(bytes) = &bytes {
             stored_entries(bytes, &self.geometry, &mut entries);
-            self.check_slice(slice, &entries, table.get() + at)?;
+            self.check_slice(slice, &mut entries)?;
         }
         self.resolve(queue, slice, &mut entries).await?;
         loop {
@@ -89,27 +89,23 @@ impl Image {
         }
     }
 
-    /// Refuses a slice that names metadata as guest data: the guest would write over it. (Sharp edge 43.) And one with reserved bits
-    /// set, which the cache uses for itself. The slice lies at `place`.
-    fn check_slice(&self, slice: Slice, entries: &[Stored], place: u64) -> Result<()> {
+    /// Takes out of a slice the entries that must not be followed: those that name metadata as guest data, over which the guest would
+    /// write (sharp edge 43), and those with reserved bits set, which the cache uses for itself. Their clusters are errors to read and to
+    /// write; their neighbours are served.
+    fn check_slice(&self, slice: Slice, entries: &mut [Stored]) -> Result<()> {
         let bits = self.geometry.cluster_bits;
+        let first = slice.0 * entries.len() as u64;
         // Guest data mostly lies in long runs: one look for each.
         let mut run = 0..0;
-        for (i, entry) in entries.iter().enumerate() {
+        let mut misled = false;
+        let meta = self.meta.lock();
+        for (i, entry) in entries.iter_mut().enumerate() {
             if entry.collides() {
-                let message = "the image is damaged: an L2 entry has reserved bits set; look at it with a check";
-                let at = place + i as u64 * self.geometry.l2_entry_size();
-                return Err(Error::new(ErrorKind::Corrupt, message).at_path(&self.path).at_offset(at));
+                *entry = Stored::reserved();
             }
-            // An entry that breaks another rule is reported when it is used.
-            let Ok((L2Kind::Data { host, .. } | L2Kind::Zero { host: Some(host), .. }, _)) =
-                entry.decode(&self.geometry)
-            else {
-                continue;
-            };
+            let Some(host) = self.place_of(*entry) else { continue };
             if self.external.is_some() {
-                let guest = (slice.0 * entries.len() as u64 + i as u64) << bits.bits();
-                let guest = GuestOffset::new(guest);
+                let guest = GuestOffset::new((first + i as u64) << bits.bits());
                 self.geometry.check_data_file_mapping(guest, host).map_err(|e| self.format_error(&e))?;
                 continue;
             }
@@ -118,17 +114,42 @@ impl Image {
                 run.end += 1;
                 continue;
             }
-            self.check_run(&run)?;
+            misled |= meta.owners.metadata_in(&run).is_some();
             run = cluster..cluster + 1;
         }
-        self.check_run(&run)
+        if misled || meta.owners.metadata_in(&run).is_some() {
+            for entry in entries {
+                let cluster = self.place_of(*entry).map(|host| bits.index_of(host.get()));
+                if cluster.is_some_and(|cluster| meta.owners.metadata_in(&(cluster..cluster + 1)).is_some()) {
+                    *entry = Stored::misled();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the cluster of an entry lies that can be used in place. An entry that breaks a rule is reported when it is used.
+    fn place_of(&self, entry: Stored) -> Option<HostOffset> {
+        match entry.decode(&self.geometry) {
+            Ok((L2Kind::Data { host, .. }, _)) => Some(host),
+            Ok((L2Kind::Zero { host, .. }, _)) => host,
+            _ => None,
+        }
     }
 
     pub(super) fn check_run(&self, clusters: &Range<u64>) -> Result<()> {
-        let Some(cluster) = self.layout.first_in(clusters) else { return Ok(()) };
-        let message = "the image is damaged: guest data lies in a cluster of metadata; look at it with a check";
-        let offset = cluster << self.geometry.cluster_bits.bits();
-        Err(Error::new(ErrorKind::Corrupt, message).at_path(&self.path).at_offset(offset))
+        let metadata = self.meta.lock().owners.metadata_in(clusters);
+        match metadata {
+            None => Ok(()),
+            Some(cluster) => Err(self.misled_error().at_offset(cluster << self.geometry.cluster_bits.bits())),
+        }
+    }
+
+    /// Guest data lies where metadata lies.
+    pub(super) fn misled_error(&self) -> Error {
+        let message = "the image is corrupt: guest data lies in a cluster of metadata; close the disk and repair it \
+                       ('qemu-img check -r all')";
+        Error::new(ErrorKind::Corrupt, message).at_path(&self.path)
     }
 }
 

@@ -2,12 +2,14 @@
 
 use std::rc::Rc;
 
-use cowhand_qcow2::{CompressedRange, Geometry, GuestOffset, HostOffset, L2Kind, Subcluster, SubclusterBitmap};
+use cowhand_qcow2::{
+    CompressedRange, FormatError, Geometry, GuestOffset, HostOffset, L2Kind, Subcluster, SubclusterBitmap,
+};
 
 use super::Image;
 use super::entry::{Below, Stored};
 use super::slices::Slice;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::io::File;
 use crate::queue::Queue;
 
@@ -78,7 +80,8 @@ impl Image {
         }
         let (slice, index) = self.slice_of(offset);
         let Some(stored) = self.slices.get(slice, index) else { return Ok(Peek::Missing(slice)) };
-        let (kind, below) = stored.decode(&self.geometry).map_err(|e| self.format_error(&e))?;
+        let decoded = stored.decode(&self.geometry);
+        let (kind, below) = decoded.map_err(|e| self.entry_error(stored, &e, slice, index))?;
         let within = self.geometry.cluster_bits.offset_in(offset);
         let cluster_end = offset - within + self.cluster_size();
         if self.geometry.extended_l2 && !matches!(kind, L2Kind::Compressed(_)) {
@@ -96,6 +99,21 @@ impl Image {
             L2Kind::Compressed(range) => Kind::Compressed(range),
         };
         Ok(Peek::Known(kind, cluster_end))
+    }
+
+    /// What is wrong with an entry, which stands there in its slice. One that leads into metadata, or to a place that is no cluster's,
+    /// shows that the image must not be written any more. (Sharp edges 18 and 43.)
+    fn entry_error(&self, stored: Stored, error: &FormatError, slice: Slice, index: usize) -> Error {
+        let in_words = match error {
+            _ if stored.is_misled() => self.misled_error().damaging(),
+            FormatError::Misaligned { .. } => self.format_error(error).damaging(),
+            _ => self.format_error(error),
+        };
+        let (l1_index, at) = self.slice_place(slice);
+        match self.l1_entry(l1_index).offset(&self.geometry) {
+            Ok(Some(table)) => in_words.at_offset(table.get() + at + index as u64 * self.geometry.l2_entry_size()),
+            _ => in_words,
+        }
     }
 
     /// The kind of the subcluster at `offset`, and the number in its cluster of the first subcluster that may be of another.
@@ -161,7 +179,7 @@ impl Image {
     /// In which file and where the `len` bytes at `offset` lie, if all lie together, can be used in place, and the caches know: the
     /// path of nearly every request, without a lock or an allocation.
     pub(crate) fn mapped(&self, offset: u64, len: u64, write: bool) -> Option<(&File, u64)> {
-        if !self.is_plain() {
+        if !self.is_plain() || (write && self.is_corrupt()) {
             return None;
         }
         let Ok(Peek::Known(kind, end)) = self.peek(offset, View::Reader) else { return None };

@@ -4,9 +4,11 @@
 //! [`publish`] changes that; [`refcounts`] and [`space`] give host clusters out and take
 //! them back; [`commit`] writes metadata in the order that survives a power cut; [`read`], [`write`] and [`zero`] serve requests;
 //! [`data`] reads and writes the data itself; [`compressed`] reads and [`compress`] writes
-//! compressed clusters by means of [`codec`]; [`layout`] keeps guest data off the metadata;
-//! [`open`] validates an image and [`create`] makes one; [`check`] finds and repairs damage.
-//! [`snapshot`] and [`resize`] change an image as a whole, alone with it: they work on the file by means of [`tree`], [`run`] and
+//! compressed clusters by means of [`codec`]; [`layout`] keeps guest data off the metadata, [`owners`] metadata off other
+//! metadata, and [`corrupt`] is what follows when they find something;
+//! [`open`] validates an image ([`dirty`]: one that was not closed) and [`create`] makes one; [`check`] finds and repairs damage.
+//! [`snapshot`] and [`resize`] (with [`prealloc`]) change an image as a whole, alone with it: they work on the file by means of
+//! [`tree`], [`run`] and
 //! [`snapshot_table`], and then it is read again ([`reload`]).
 //!
 //! A mapped cluster is read and written in place without any lock. A change of the mapping goes: take the clusters' range lock,
@@ -22,13 +24,17 @@ mod codec;
 mod commit;
 mod compress;
 mod compressed;
+mod corrupt;
 pub(crate) mod create;
 pub(crate) mod data;
+mod dirty;
 mod entry;
 mod layout;
 mod load;
 mod mapping;
 pub(crate) mod open;
+mod owners;
+mod prealloc;
 mod publish;
 mod read;
 mod refcounts;
@@ -57,6 +63,7 @@ use self::compressed::DecodedCache;
 use self::data::DataFile;
 use self::layout::Layout;
 use self::open::ImageOptions;
+use self::owners::Owners;
 use self::refcounts::Refcounts;
 use self::slices::{Slice, SliceCache};
 use crate::error::{Error, ErrorKind};
@@ -64,7 +71,7 @@ use crate::flush::Flushes;
 use crate::grace::Grace;
 use crate::io::File;
 use crate::node::Node;
-use crate::sync::{Arc, AsyncMutex, AtomicU64, Mutex, Ordering, RangeLocks};
+use crate::sync::{Arc, AsyncMutex, AtomicBool, AtomicU64, Mutex, Ordering, RangeLocks};
 
 /// After about so many clusters that needed no I/O a task lets the others on its thread go on, and others at the metadata lock.
 const CLUSTERS_AT_ONCE: u64 = 4096;
@@ -74,6 +81,7 @@ struct Meta {
     /// Counts changes: what was dirty at one moment is told from what became so later.
     clock: u64,
     refcounts: Refcounts,
+    owners: Owners,
     /// L1 entries that differ from the file, and when they changed last.
     dirty_l1: BTreeMap<usize, u64>,
     /// L2 tables that are not in the file yet, by L1 index.
@@ -132,6 +140,8 @@ pub(crate) struct Image {
     /// slices are not to say what lies further down.
     below: Box<[Arc<Node>]>,
     writable: bool,
+    /// Known to be corrupt: not to be written any more.
+    corrupt: AtomicBool,
     options: ImageOptions,
     /// Shared with the image that takes this one's place when it is read again.
     flushes: Arc<Flushes>,

@@ -9,8 +9,9 @@ use cowhand_qcow2::{Autoclear, CryptMethod, FormatError, Header, HostOffset, Inc
 
 use super::compressed::DecodedCache;
 use super::data::DataFile;
-use super::layout::{Layout, Overlap, Part};
+use super::layout::{Layout, Overlap, Part, Structure};
 use super::mapping::be64;
+use super::owners::Owners;
 use super::refcounts::Refcounts;
 use super::slices::{SLICE_BYTES, SliceCache};
 use super::snapshot_table::SnapshotTable;
@@ -22,7 +23,7 @@ use crate::io::{Barrier, File};
 use crate::node::Node;
 use crate::queue::Queue;
 use crate::secret::Secret;
-use crate::sync::{Arc, AtomicU64, Mutex};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex};
 
 /// Bytes of metadata kept in memory unless asked otherwise: L2 tables and refcounts of 1 TiB at 64 KiB clusters.
 pub(crate) const METADATA_CACHE: u64 = 160 << 20;
@@ -36,15 +37,17 @@ pub(crate) struct ImageOptions {
     pub(crate) writable: bool,
     pub(crate) no_flush: bool,
     pub(crate) metadata_cache: Option<u64>,
+    /// Discarded clusters keep their place.
+    pub(crate) discard_no_unref: bool,
     /// It is the topmost of its chain: its slices say where the layers below have what it has not.
     pub(crate) resolve: bool,
 }
 
 /// An image whose header has been read, not yet connected with its backing file.
 pub(crate) struct Opening {
-    file: File,
-    path: PathBuf,
-    header: Header,
+    pub(super) file: File,
+    pub(super) path: PathBuf,
+    pub(super) header: Header,
     sector: Vec<u8>,
     file_len: u64,
 }
@@ -98,13 +101,13 @@ impl Opening {
         (self.file, self.header, self.sector, self.file_len)
     }
 
-    fn refuse(&self, kind: ErrorKind, message: &str) -> Error {
+    pub(super) fn refuse(&self, kind: ErrorKind, message: &str) -> Error {
         Error::new(kind, message).at_path(&self.path)
     }
 
     /// What this engine must not serve to a guest, or not write to.
-    fn check_features(&self, writable: bool) -> Result<()> {
-        let header = &self.header;
+    fn check_features(&self, options: ImageOptions) -> Result<()> {
+        let (header, writable) = (&self.header, options.writable);
         let unsupported = |what: &str| Err(self.refuse(ErrorKind::Unsupported, what));
         if writable && header.crypt_method == CryptMethod::Aes {
             return unsupported(
@@ -116,10 +119,10 @@ impl Opening {
                 "the image is marked corrupt; repair it ('qemu-img check -r all') or open it with readonly=on";
             return Err(self.refuse(ErrorKind::Corrupt, message));
         }
-        if writable && header.incompatible.contains(Incompatible::DIRTY) {
-            let message = "the image was not closed and its refcounts are stale; repair it ('qemu-img check -r all') or open \
-                           it with readonly=on";
-            return Err(self.refuse(ErrorKind::Corrupt, message));
+        if writable && options.discard_no_unref && header.geometry().version < 3 {
+            return unsupported(
+                "discard-no-unref=on needs a version 3 image: version 2 cannot say that a cluster reads as zeros",
+            );
         }
         Ok(())
     }
@@ -132,10 +135,11 @@ impl Opening {
         secret: Option<&Secret>,
         options: ImageOptions,
     ) -> Result<Image> {
-        self.check_features(options.writable)?;
+        self.check_features(options)?;
         let cipher = self.cipher(queue, secret).await?.map(Arc::new);
-        let size = self.header.size;
-        self.finish_as(queue, (backing, external), cipher, options, size).await
+        let opening = if options.writable { self.cleaned(queue).await? } else { self };
+        let size = opening.header.size;
+        opening.finish_as(queue, (backing, external), cipher, options, size).await
     }
 
     /// The same with a cipher that is open already, as an image of `size` bytes where that is not yet what the header says.
@@ -177,7 +181,8 @@ impl Opening {
         }
         let layout = if options.writable {
             let snapshots = SnapshotTable::read(queue, &self.file, &self.path, &self.header).await?;
-            self.layout(&l1, &table, &snapshots)?
+            let inactive = snapshots.l2_tables(queue, &self.file, &geometry).await;
+            self.layout(&l1, &table, &snapshots)?.with_inactive(inactive)
         } else {
             Layout::default()
         };
@@ -185,6 +190,7 @@ impl Opening {
         // The flag alone names no table, and must not look like one that may be written.
         let names_table = |e: L1Entry| e.with_copied(false).raw() != 0;
         let l1 = l1.into_iter().map(|e| AtomicU64::new(if names_table(e) { e.raw() } else { 0 })).collect();
+        let corrupt = header.incompatible.contains(Incompatible::CORRUPT);
         let limit = self.file.traits().block_device.then_some(self.file_len);
         let file_clusters = bits.clusters_for(self.file_len);
         let refcounts = Refcounts::new(
@@ -199,6 +205,7 @@ impl Opening {
         let meta = Meta {
             clock: 0,
             refcounts,
+            owners: Owners::new(layout.clone()),
             dirty_l1: Default::default(),
             new_tables: Default::default(),
             dirty_slices: Default::default(),
@@ -219,6 +226,7 @@ impl Opening {
             backing,
             below,
             writable: options.writable,
+            corrupt: AtomicBool::new(corrupt),
             options,
             flushes: Arc::new(Flushes::new(options.no_flush)),
             l1,
@@ -276,22 +284,22 @@ impl Opening {
         };
         let part = |what, offset: HostOffset, bytes: u64| {
             let first = bits.index_of(offset.get());
-            Part { what, clusters: first..first + bits.clusters_for(bytes), l2: false, shared: false }
+            Part { what, clusters: first..first + bits.clusters_for(bytes), shared: false }
         };
         let table_bytes = refcount_table.len() as u64 * 8;
         let mut parts = vec![
-            part("header", HostOffset::new(0), 1),
-            part("L1 table", header.l1_table_offset, u64::from(header.l1_size) * 8),
-            part("refcount table", header.refcount_table_offset, table_bytes),
-            part("snapshot table", header.snapshots_offset, snapshots.len),
+            part(Structure::Header, HostOffset::new(0), 1),
+            part(Structure::L1Table, header.l1_table_offset, u64::from(header.l1_size) * 8),
+            part(Structure::RefcountTable, header.refcount_table_offset, table_bytes),
+            part(Structure::SnapshotTable, header.snapshots_offset, snapshots.len),
         ];
         for snapshot in &snapshots.entries {
             let bytes = u64::from(snapshot.l1_size) * 8;
             self.check_there("a snapshot's L1 table", Some(snapshot.l1_table_offset), bytes)?;
-            parts.push(part("snapshot's L1 table", snapshot.l1_table_offset, bytes));
+            parts.push(part(Structure::SnapshotL1Table, snapshot.l1_table_offset, bytes));
         }
         if let Some(luks) = header.luks_extension().map_err(corrupt)? {
-            parts.push(part("encryption header", luks.offset, luks.len));
+            parts.push(part(Structure::EncryptionHeader, luks.offset, luks.len));
         }
         for entry in refcount_table {
             let Some(block) = entry.offset(&geometry).map_err(corrupt)? else { continue };
@@ -299,15 +307,16 @@ impl Opening {
                 let message = "the image is truncated: a refcount block lies past the end of the file";
                 return Err(self.refuse(ErrorKind::Corrupt, message).at_offset(block.get()));
             }
-            parts.push(part("refcount block", block, 1));
+            parts.push(part(Structure::RefcountBlock, block, 1));
         }
         for entry in l1 {
             let Some(table) = entry.offset(&geometry).map_err(corrupt)? else { continue };
-            parts.push(Part { l2: true, shared: !entry.copied(), ..part("L2 table", table, 1) });
+            parts.push(Part { shared: !entry.copied(), ..part(Structure::L2Table, table, 1) });
         }
         Layout::new(parts).map_err(|Overlap { cluster, structures: [one, other] }| {
             let message = format!(
-                "the image is damaged: a {one} and a {other} lie in one cluster; open it with readonly=on, or repair it                  ('qemu-img check -r all')"
+                "the image is damaged: a {one} and a {other} lie in one cluster; open it with readonly=on, or repair it \
+                 ('qemu-img check -r all')"
             );
             self.refuse(ErrorKind::Corrupt, &message).at_offset(cluster << bits.bits())
         })

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use cowhand_qcow2::{FormatError, GuestOffset, HostOffset, L1Entry, L2Kind};
 
 use super::entry::Stored;
+use super::layout::Structure;
 use super::{Image, NewTable};
 use crate::error::{Error, Result};
 use crate::queue::Queue;
@@ -24,6 +25,8 @@ impl Image {
         }
         let source = entry.offset(&self.geometry).map_err(|e| self.format_error(&e))?;
         let place = self.allocate(queue, 1).await?;
+        // Not given back where it belongs to somebody else.
+        self.claim_new(Structure::L2Table, place)?;
         let new = L1Entry::new(place.host, true).map_err(|e| self.format_error(&e))?;
         let mut meta = self.meta.lock();
         let now = meta.tick();

@@ -10,6 +10,7 @@ use super::Image;
 use super::open::Opening;
 use crate::error::Result;
 use crate::queue::Queue;
+use crate::sync::Ordering;
 
 impl Image {
     /// The image as it is in the file now. Nobody uses this one any more, and nothing of it is unwritten.
@@ -25,6 +26,8 @@ impl Image {
         let mut image = opening.finish_as(queue, links, self.cipher.clone(), self.options, size).await?;
         image.flushes = self.flushes.clone();
         image.grace = self.grace.clone();
+        // Version 2 cannot say it in the file.
+        image.corrupt.fetch_or(self.is_corrupt(), Ordering::AcqRel);
         Ok(image)
     }
 }

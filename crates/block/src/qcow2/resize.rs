@@ -17,6 +17,7 @@ use std::rc::Rc;
 use cowhand_qcow2::{HostOffset, L1Entry, limits};
 
 use super::Image;
+use super::create::Preallocation;
 use super::entry::Stored;
 use super::mapping::Kind;
 use crate::error::{Error, ErrorKind, Result};
@@ -49,11 +50,11 @@ impl Image {
     }
 
     /// Makes the image `size` bytes large ([`check_resize`](Self::check_resize) has agreed).
-    pub(crate) async fn resize(&self, queue: &Rc<Queue>, size: u64) -> Result<()> {
-        if size > self.size() { self.grow(queue, size).await } else { self.shrink(queue, size).await }
+    pub(crate) async fn resize(&self, queue: &Rc<Queue>, size: u64, preallocation: Preallocation) -> Result<()> {
+        if size > self.size() { self.grow(queue, size, preallocation).await } else { self.shrink(queue, size).await }
     }
 
-    async fn grow(&self, queue: &Rc<Queue>, size: u64) -> Result<()> {
+    async fn grow(&self, queue: &Rc<Queue>, size: u64, preallocation: Preallocation) -> Result<()> {
         let header = self.header.lock().header.clone();
         let old_entries = header.l1_entries_needed() as usize;
         let entries = self.geometry.l1_entries_for(size) as usize;
@@ -77,13 +78,14 @@ impl Image {
         }
         let grown = self.reload_as(queue, Some(size)).await?;
         grown.zero_new_part(queue, self.size()).await?;
+        grown.preallocate(queue, self.size(), preallocation).await?;
         grown.finish(queue).await?;
         grown.switch_header(queue, |header| header.size = size).await
     }
 
     /// Sees to it that an image that has grown from `old` bytes reads as zeros from there on.
     async fn zero_new_part(&self, queue: &Rc<Queue>, old: u64) -> Result<()> {
-        if self.external.as_ref().is_some_and(|external| external.raw) {
+        if self.has_raw_data_file() {
             return self.map_new_part(queue, old).await;
         }
         let bits = self.geometry.cluster_bits;
@@ -104,10 +106,15 @@ impl Image {
         // Cut at the old end first: there may be more in it.
         self.set_data_length(queue, file, old).await?;
         self.set_data_length(queue, file, self.size).await?;
+        self.map_to_data_file(queue, self.geometry.cluster_bits.align_down(old), self.size).await
+    }
+
+    /// Maps the clusters of a range, as far as they are not, to their places in the data file.
+    pub(super) async fn map_to_data_file(&self, queue: &Rc<Queue>, start: u64, stop: u64) -> Result<()> {
         let coverage = self.geometry.l2_coverage();
-        let mut at = self.geometry.cluster_bits.align_down(old);
-        while at < self.size {
-            let end = self.size.min((at / coverage + 1) * coverage);
+        let mut at = start;
+        while at < stop {
+            let end = stop.min((at / coverage + 1) * coverage);
             let clusters = self.clusters(at, end - at);
             let _writers = self.ranges.lock(clusters.clone()).await;
             self.own_table(queue, at).await?;
@@ -119,7 +126,7 @@ impl Image {
         Ok(())
     }
 
-    async fn set_data_length(&self, queue: &Rc<Queue>, file: &File, len: u64) -> Result<()> {
+    pub(super) async fn set_data_length(&self, queue: &Rc<Queue>, file: &File, len: u64) -> Result<()> {
         let set = queue.set_length(file, len).await;
         set.map_err(|e| self.io_error("cannot change the data file's length", len, e))
     }

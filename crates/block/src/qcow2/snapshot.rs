@@ -22,6 +22,7 @@ use cowhand_qcow2::{Header, HostOffset, L1Entry, Snapshot, limits};
 
 use super::Image;
 use super::commit::Until;
+use super::layout::Structure;
 use super::snapshot_table::SnapshotTable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Barrier;
@@ -198,7 +199,7 @@ impl Image {
         let bytes = Snapshot::encode_table(snapshots, &self.geometry).map_err(|e| {
             Error::new(ErrorKind::Invalid, format!("the snapshot table cannot be written: {e}")).at_path(&self.path)
         })?;
-        self.write_structure(queue, &bytes).await
+        self.write_structure(queue, Structure::SnapshotTable, &bytes).await
     }
 
     /// Names another snapshot table in the header, and frees the old one.

@@ -5,14 +5,21 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use cowhand_qcow2::{FormatError, Header, Snapshot, limits};
+use cowhand_qcow2::{FormatError, Geometry, Header, L1Entry, Snapshot, limits};
 
+use super::mapping::be64;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::File;
 use crate::queue::Queue;
 
 /// Bytes of the table to an entry that are read at first: names are short, as a rule.
 const ENTRY_BYTES: u64 = 256;
+
+/// The most bytes of snapshots' L1 tables that are read when an image is opened.
+const INACTIVE_L1_BYTES_MAX: u64 = 4 << 20;
+
+/// And of how many snapshots.
+const INACTIVE_L1_MAX: usize = 1024;
 
 /// The table.
 #[derive(Debug, Default)]
@@ -51,5 +58,28 @@ impl SnapshotTable {
                 }
             }
         }
+    }
+
+    /// The clusters of the L2 tables that the snapshots name, as far as that is found out at little cost: what cannot be read, or makes
+    /// no sense, is passed over.
+    pub(super) async fn l2_tables(&self, queue: &Rc<Queue>, file: &File, geometry: &Geometry) -> Vec<u64> {
+        let mut left = INACTIVE_L1_BYTES_MAX;
+        let mut tables = Vec::new();
+        for snapshot in self.entries.iter().take(INACTIVE_L1_MAX) {
+            let len = u64::from(snapshot.l1_size) * 8;
+            if len > left {
+                break;
+            }
+            left -= len;
+            let Ok(bytes) = queue.read_buffer(file, snapshot.l1_table_offset.get(), len as usize).await else {
+                continue;
+            };
+            let entries = bytes.chunks_exact(8).map(|b| L1Entry::from_raw(be64(b)));
+            let places = entries.filter_map(|entry| entry.offset(geometry).ok().flatten());
+            tables.extend(places.map(|place| geometry.cluster_bits.index_of(place.get())));
+        }
+        tables.sort_unstable();
+        tables.dedup();
+        tables
     }
 }

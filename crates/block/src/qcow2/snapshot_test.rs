@@ -82,12 +82,16 @@ fn snapshot_tables_that_are_other_metadata_are_refused_edge_43() {
 
 #[test]
 fn snapshot_tables_are_not_given_out_though_counted_as_free_edge_43() {
-    let world = damaged(|image, [table, l1, _]| {
-        for place in [table, l1] {
+    let mut l2_at = 0;
+    let world = damaged(|image, [table, l1, l2]| {
+        l2_at = l2 as usize;
+        for place in [table, l1, l2] {
             let count = (REFBLOCK + place / CLUSTER as u64 * 2) as usize;
             image[count..count + 2].fill(0);
         }
     });
+    let l2 = || world.content(Path::new(IMAGE)).unwrap()[l2_at..][..CLUSTER].to_vec();
+    let before = l2();
     let disk = open(&world).unwrap();
     let mut queue = disk.queue().unwrap();
     let buffer = Buffer::from_bytes(&[7; 10 * CLUSTER]);
@@ -98,6 +102,7 @@ fn snapshot_tables_are_not_given_out_though_counted_as_free_edge_43() {
     disk.close().unwrap();
     drop(disk);
     open(&world).unwrap();
+    assert!(l2() == before, "the snapshot's L2 table was given out");
 }
 
 #[test]

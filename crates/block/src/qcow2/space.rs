@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use cowhand_qcow2::{FormatError, HostOffset};
 
+use super::layout::Structure;
 use super::refcounts::{Extent, Need, Refcounts};
 use super::{CLUSTERS_AT_ONCE, Image};
 use crate::error::{Error, ErrorKind, Result};
@@ -120,10 +121,11 @@ impl Image {
         let grown = grown.map_err(|need| self.need_error(&need))?;
         let bits = self.geometry.cluster_bits;
         for (_, place, bytes) in &grown.blocks {
-            self.write_metadata(queue, HostOffset::new(place << bits.bits()), bytes).await?;
+            let place = HostOffset::new(place << bits.bits());
+            self.write_as(queue, Structure::RefcountBlock, place, bytes).await?;
         }
         let table: Vec<u8> = grown.table.iter().flat_map(|e| e.raw().to_be_bytes()).collect();
-        self.write_metadata(queue, grown.offset, &table).await?;
+        self.write_as(queue, Structure::RefcountTable, grown.offset, &table).await?;
         self.barrier(queue, Barrier::NewRefTable).await?;
         let clusters = bits.clusters_for(table.len() as u64);
         self.update_header(queue, |header| {
@@ -188,7 +190,10 @@ impl Image {
 
     fn release(&self, clusters: &[u64]) {
         let mut meta = self.meta.lock();
-        clusters.iter().for_each(|&cluster| meta.refcounts.release(cluster));
+        for &cluster in clusters {
+            meta.owners.release(cluster);
+            meta.refcounts.release(cluster);
+        }
     }
 
     async fn take_reference(&self, queue: &Rc<Queue>, cluster: u64) -> Result<bool> {

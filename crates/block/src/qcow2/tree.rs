@@ -10,6 +10,7 @@ use std::rc::Rc;
 use cowhand_qcow2::{HostOffset, L1Entry, L2Entry, L2Kind};
 
 use super::Image;
+use super::layout::Structure;
 use super::mapping::be64;
 use super::refcounts::Need;
 use crate::error::{Error, ErrorKind, Result};
@@ -213,16 +214,18 @@ impl Image {
     /// Writes an L1 table to a new place: where that is. Nothing names it yet.
     pub(super) async fn write_new_l1(&self, queue: &Rc<Queue>, l1: &[L1Entry]) -> Result<HostOffset> {
         let bytes: Vec<u8> = l1.iter().flat_map(|entry| entry.raw().to_be_bytes()).collect();
-        self.write_structure(queue, &bytes).await
+        self.write_structure(queue, Structure::L1Table, &bytes).await
     }
 
     /// Writes a structure to a new place: where that is (0 if it is empty). Nothing names it yet.
-    pub(super) async fn write_structure(&self, queue: &Rc<Queue>, bytes: &[u8]) -> Result<HostOffset> {
+    pub(super) async fn write_structure(&self, queue: &Rc<Queue>, what: Structure, bytes: &[u8]) -> Result<HostOffset> {
         let clusters = self.geometry.cluster_bits.clusters_for(bytes.len() as u64);
         if clusters == 0 {
             return Ok(HostOffset::new(0));
         }
         let place = self.allocate_run(queue, clusters).await?;
+        // Not given back where it belongs to somebody else.
+        self.claim_new(what, place)?;
         // To the cluster's end, so that what is read there later was written, and lies inside the file.
         let mut padded = Buffer::zeroed((clusters << self.geometry.cluster_bits.bits()) as usize);
         padded[..bytes.len()].copy_from_slice(bytes);
@@ -261,7 +264,8 @@ impl Image {
         for (i, (old, new)) in old.chunks(64).zip(new.chunks(64)).enumerate() {
             if old != new {
                 let sector: Vec<u8> = new.iter().flat_map(|entry| entry.raw().to_be_bytes()).collect();
-                self.write_metadata(queue, HostOffset::new(place.get() + i as u64 * 512), &sector).await?;
+                let place = HostOffset::new(place.get() + i as u64 * 512);
+                self.write_as(queue, Structure::L1Table, place, &sector).await?;
             }
         }
         Ok(())
@@ -284,7 +288,7 @@ impl Image {
             return Ok(());
         };
         let place = HostOffset::new(table.get() + first as u64 * 512);
-        self.write_metadata(queue, place, &new[first * 512..(last + 1) * 512]).await
+        self.write_as(queue, Structure::L2Table, place, &new[first * 512..(last + 1) * 512]).await
     }
 
     /// A cluster's count.

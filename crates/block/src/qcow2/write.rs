@@ -39,6 +39,9 @@ impl Image {
     }
 
     pub(super) fn check_writable(&self) -> Result<()> {
+        if self.is_corrupt() {
+            return Err(self.corrupt_error());
+        }
         if self.writable {
             return Ok(());
         }
@@ -119,30 +122,26 @@ impl Image {
     /// Writes `data` into the extent's clusters, and around it, up to whole units, what was there before.
     async fn fill_clusters(&self, queue: &Rc<Queue>, target: &Target, data: &[IoSeg], extent: Extent) -> Result<()> {
         let (head, tail) = (target.offset - target.start, target.end - target.data_end);
-        let place = extent.host.get() + self.geometry.cluster_bits.offset_in(target.offset);
+        let host = extent.host.get() + self.geometry.cluster_bits.offset_in(target.offset);
         let zero_head = self.reads_zero(queue, target.start, head).await?;
         let zero_tail =
             self.reads_zero(queue, target.data_end, tail.min(self.size.saturating_sub(target.data_end))).await?;
         let mut keep = Vec::new();
-        let mut list = Vec::new();
-        let place = if zero_head && zero_tail && extent.zeroed {
+        let (spot, list) = if zero_head && zero_tail && extent.zeroed {
             // The clusters are zero already: only the data is to be written.
-            list.extend_from_slice(data);
-            place
+            (Spot { guest: target.offset, host }, data.to_vec())
         } else {
-            list.extend(self.around(queue, target.start, head, zero_head, &mut keep).await?);
+            let mut list = self.around(queue, target.start, head, zero_head, &mut keep).await?;
             list.extend_from_slice(data);
             list.extend(self.around(queue, target.data_end, tail, zero_tail, &mut keep).await?);
-            place - head
+            (Spot { guest: target.start, host: host - head }, list)
         };
-        let back = extent.host.get() + self.geometry.cluster_bits.offset_in(target.offset) - place;
-        self.write_data(queue, Spot { guest: target.offset - back, host: place }, list, keep).await
+        self.write_data(queue, spot, list, keep).await
     }
 
     /// Gives the cluster at `offset`, whose place others refer to as well, a place of its own, with those of its subclusters that hold
     /// data. The caller holds its range lock and owns its table.
     async fn unshare(&self, queue: &Rc<Queue>, offset: u64) -> Result<()> {
-        let cluster = self.cluster_size();
         let extent = self.allocate_data(queue, offset, 1).await?;
         let copied = self.copy_subclusters(queue, offset, extent.host).await;
         let published = match copied {
@@ -152,7 +151,6 @@ impl Image {
             }
             Err(e) => Err(e),
         };
-        debug_assert!(extent.clusters << self.geometry.cluster_bits.bits() == cluster);
         published.inspect_err(|_| self.give_back_data(extent))
     }
 

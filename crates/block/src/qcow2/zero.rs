@@ -28,7 +28,7 @@ impl Image {
     pub(crate) async fn discard(&self, queue: &Rc<Queue>, offset: u64, len: u64) -> Result<()> {
         self.check_writable()?;
         let (start, end) = self.whole_clusters(offset, len);
-        if self.external.as_ref().is_some_and(|external| external.raw) {
+        if self.has_raw_data_file() {
             // Whoever reads the file by itself must not see what the guest does not: the clusters stay mapped, and read as zeros
             // from the file.
             if start < end {
@@ -44,7 +44,7 @@ impl Image {
     pub(crate) async fn write_zeroes(&self, queue: &Rc<Queue>, offset: u64, len: u64, unmap: bool) -> Result<()> {
         self.check_writable()?;
         let end = offset + len;
-        if self.external.as_ref().is_some_and(|external| external.raw) {
+        if self.has_raw_data_file() {
             return self.write_zero_bytes(queue, offset, end).await;
         }
         let (whole_start, whole_end) = self.whole_clusters(offset, len);
@@ -170,8 +170,13 @@ impl Image {
                 Change::Entries(entry_at) => {
                     self.own_table(queue, at).await?;
                     self.publish(queue, at, count, |i, _| entry_at(i * cluster)).await?;
-                    if fate != Fate::Keep && matches!(run.kind, Kind::Data { .. }) {
+                    if let Kind::Data { host, copied } = run.kind
+                        && fate != Fate::Keep
+                    {
                         self.forget_data(queue, at, count * cluster).await;
+                        if copied && self.options.discard_no_unref {
+                            self.empty_data(queue, host, count * cluster).await;
+                        }
                     }
                 }
             }
@@ -197,6 +202,7 @@ impl Image {
     /// What takes the place of clusters of this kind.
     fn replacement(&self, kind: Kind, fate: Fate) -> Result<Change> {
         let v3 = self.geometry.version >= 3;
+        let keeps = fate == Fate::Keep || self.options.discard_no_unref;
         let geometry = self.geometry;
         let hole: EntryAt = Box::new(|_| Ok(Stored::default()));
         let zero: EntryAt = Box::new(move |_| Stored::zero(&geometry, None, false));
@@ -212,8 +218,9 @@ impl Image {
             (Kind::Unallocated(_), _) if self.backing.is_none() => Change::None,
             (Kind::Zero { host: None, .. }, _) => Change::None,
             (Kind::Zero { host: Some(_), .. }, Fate::Keep) => Change::None,
+            (Kind::Zero { host: Some(_), copied: true }, _) if keeps => Change::None,
             (Kind::Unallocated(_), Fate::Discard) if !v3 => Change::None,
-            (Kind::Data { host, copied: true }, Fate::Keep) if v3 => {
+            (Kind::Data { host, copied: true }, _) if v3 && keeps => {
                 let place = move |i| HostOffset::new(host.get() + i);
                 Change::Entries(Box::new(move |i| Stored::zero(&geometry, Some(place(i)), true)))
             }

@@ -58,6 +58,8 @@ struct Case {
     filled: u64,
     /// What was written at the start is shared with an internal snapshot.
     snapshot: bool,
+    /// What is discarded keeps its place.
+    no_unref: bool,
     /// Snapshots are taken, gone back to and deleted, and the size changes.
     changes: bool,
     faults: Faults,
@@ -113,6 +115,7 @@ impl Case {
             queues: 1 + rng.below(3) as usize,
             tiny_cache: rng.one_in(2),
             faults,
+            no_unref: version == 3 && rng.one_in(4),
             skipped: None,
             focus,
         }
@@ -288,6 +291,7 @@ impl Play {
     /// Opens the disk, plays a guest, ends in some way, and looks at what is left.
     fn life(&mut self) -> Result<(), String> {
         let mut spec = DiskSpec::new(Path::new(IMAGE), Format::Qcow2);
+        spec.discard_no_unref = self.case.no_unref;
         if self.case.tiny_cache {
             spec.metadata_cache = Some(1);
         }

@@ -11,6 +11,7 @@ use super::{IMAGE, Path, Play, text};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind};
 use crate::io::Storage;
+use crate::qcow2::create::Preallocation;
 use crate::queue::Queue;
 use crate::sync::Arc;
 
@@ -73,6 +74,8 @@ impl Play {
             what => format!("op {op}: {what:?} {id:?}"),
         });
         self.model.begin_whole(op, &what);
+        use Preallocation::{Falloc, Full, Metadata, Off};
+        let preallocation = [Off, Off, Metadata, Falloc, Full][self.rng.below(5) as usize];
         let queue = Queue::new(self.world.driver().map_err(text)?);
         let result = Rc::new(RefCell::new(None));
         let task = {
@@ -83,7 +86,10 @@ impl Play {
                     Whole::Take => disk.create_snapshot_on(&queue, "a name").await.map(|info| Some(info.id)),
                     Whole::Apply(_) => disk.apply_snapshot_on(&queue, &id).await.map(|()| None),
                     Whole::Delete => disk.delete_snapshot_on(&queue, &id).await.map(|()| None),
-                    Whole::Resize(sectors) => disk.resize_on(&queue, sectors * 512).await.map(|()| None),
+                    Whole::Resize(sectors) => {
+                        let mode = if sectors * 512 > disk.size() { preallocation } else { Preallocation::Off };
+                        disk.resize_on(&queue, sectors * 512, mode).await.map(|()| None)
+                    }
                 };
                 *slot.borrow_mut() = Some(ended);
             }

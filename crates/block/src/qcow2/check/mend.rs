@@ -1,9 +1,14 @@
 //! Structures that cannot share a cluster are taken apart, entries that can be put right without a guess are.
 //!
-//! What is guest data or an L2 table gets a copy of the cluster as it is: the guest reads what it read before. First a plan says which
-//! clusters the copies take, so that they can be counted before anything names them.
+//! An L2 table that shares its cluster moves: what the guest may read there as its data is never written again. Guest data gets a copy of
+//! its cluster where a table lies that cannot move. Either way the guest reads what it read before. First a plan says which clusters
+//! the copies take, so that they can be counted before anything names them.
+//!
+//! To move the guest's data from under an L2 table instead would not do: the table may have entries that themselves move, and
+//! be written before the copy of the data is what the guest reads; where two tables name each other as data there is no order at all in
+//! which a power cut would do no harm.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use cowhand_qcow2::{
     Autoclear, BitmapTableEntry, CompressedRange, CryptMethod, FormatError, HostOffset, L1Entry, L2Entry, L2Kind,
@@ -23,11 +28,21 @@ pub(super) struct Plan {
     pub(super) end: u64,
     /// Where the search for room goes on.
     pub(super) next: u64,
-    /// For each entry that must let go of its cluster, in the order of the walk, the first cluster of its copy; none if there is no
-    /// room.
-    places: VecDeque<Option<u64>>,
+    /// The entries that get a copy of what they name, in the order of their tables.
+    moves: Vec<Move>,
     /// New places of L2 tables.
     tables: BTreeMap<u64, u64>,
+}
+
+/// An L2 entry that gets a copy of what it names.
+#[derive(Clone, Copy, Debug)]
+struct Move {
+    /// The table's cluster.
+    table: u64,
+    /// The entry's place in the table, in bytes.
+    at: u32,
+    /// The first cluster of the copy.
+    place: u64,
 }
 
 impl Plan {
@@ -38,7 +53,19 @@ impl Plan {
 
     /// Whether anything moves.
     pub(super) fn is_empty(&self) -> bool {
-        self.places.is_empty() && self.tables.is_empty()
+        self.moves.is_empty() && self.tables.is_empty()
+    }
+
+    /// The entries of a table that get copies.
+    fn moves_in(&self, table: u64) -> &[Move] {
+        let start = self.moves.partition_point(|m| m.table < table);
+        let end = self.moves.partition_point(|m| m.table <= table);
+        self.moves.get(start..end).unwrap_or_default()
+    }
+
+    /// The tables of which anything changes, each once.
+    fn tables(&self) -> BTreeSet<u64> {
+        self.moves.iter().map(|m| m.table).chain(self.tables.keys().copied()).collect()
     }
 }
 
@@ -46,12 +73,8 @@ impl Plan {
 enum Verdict {
     Keep,
     Write(L2Entry),
-    /// Its cluster, or compressed data, needs another place.
-    Move {
-        from: HostOffset,
-        len: u64,
-        compressed: bool,
-    },
+    /// Its cluster, or compressed data of so many bytes, needs another place.
+    Move(u64),
 }
 
 impl Checker {
@@ -94,24 +117,24 @@ impl Checker {
         while let Some(table) = w.refs.next_l2(from).filter(|&table| table < plan.end) {
             from = table + 1;
             let times = w.refs.l2_count(table);
-            if w.refs.overlap(table).is_some_and(|o| o.has(Class::Fixed))
-                && let Some(place) = self.take_room(w, &mut plan.next, 1)
-            {
+            if w.refs.overlap(table).is_some_and(|o| o.has(Class::Fixed) || o.has(Class::Data)) {
+                // Without room it stays, and is not written to.
+                let Some(place) = self.take_room(w, &mut plan.next, 1) else { continue };
                 plan.tables.insert(table, place);
                 w.refs.add(place, times, Class::L2);
             }
             let bytes = self.read("an L2 table", self.offset_of(table), self.cluster_size()).await?;
-            for entry in bytes.chunks_exact(step) {
+            for (entry, at) in bytes.chunks_exact(step).zip((0u32..).step_by(step)) {
                 let (raw, bitmap) = (L2Entry::from_raw(number(entry, 0)), number(entry, 8));
-                let Verdict::Move { len, .. } = self.verdict(w, raw, bitmap, times) else { continue };
+                let Verdict::Move(len) = self.verdict(w, raw, bitmap, times) else { continue };
                 // As many copies as the image has clusters double it: more is no accident.
-                let clusters = bits.clusters_for(len);
-                let room = (plan.places.len() as u64) < plan.end;
-                let place = if room { self.take_room(w, &mut plan.next, clusters) } else { None };
-                if let Some(place) = place {
-                    (place..place + clusters).for_each(|cluster| w.refs.add(cluster, times, Class::Data));
+                if plan.moves.len() as u64 >= plan.end {
+                    continue;
                 }
-                plan.places.push_back(place);
+                let clusters = bits.clusters_for(len);
+                let Some(place) = self.take_room(w, &mut plan.next, clusters) else { continue };
+                (place..place + clusters).for_each(|cluster| w.refs.add(cluster, times, Class::Data));
+                plan.moves.push(Move { table, at, place });
             }
         }
         Ok(plan)
@@ -124,7 +147,8 @@ impl Checker {
             return false;
         }
         let max = refcount::max(self.geometry.refcount_order);
-        let shared = w.refs.overlap(cluster).is_some_and(|o| o.has(Class::L2) || o.has(Class::Fixed));
+        // From under an L2 table nothing has to move: the table does.
+        let shared = w.refs.overlap(cluster).is_some_and(|o| o.has(Class::Fixed));
         shared || (w.refs.count(cluster) > max && times <= max)
     }
 
@@ -144,7 +168,7 @@ impl Checker {
             Ok(L2Kind::Compressed(range)) => {
                 let inside = self.is_inside(range.host.get(), range.len);
                 if inside && self.touched(range.host, range.len).any(|cluster| self.is_crowded(w, cluster, times)) {
-                    return Verdict::Move { from: range.host, len: range.len, compressed: true };
+                    return Verdict::Move(range.len);
                 }
                 if entry.copied() { Verdict::Write(entry.with_copied(false)) } else { Verdict::Keep }
             }
@@ -155,7 +179,7 @@ impl Checker {
                 }
                 if self.is_crowded(w, cluster, times) {
                     return match has_data(&kind) {
-                        true => Verdict::Move { from: host, len: self.cluster_size(), compressed: false },
+                        true => Verdict::Move(self.cluster_size()),
                         false => let_go(),
                     };
                 }
@@ -182,11 +206,10 @@ impl Checker {
     /// Copies, and then changes the entries. All clusters that the copies take have been counted, durably.
     pub(super) async fn carry_out(&mut self, w: &Walked, plan: &Plan) -> Result<()> {
         if !plan.is_empty() {
-            // Guest data may be taken from an L2 table's cluster. That is not written to before it has been copied, nor (but for
-            // entries that themselves move) before the copy is what the guest reads.
-            self.copy_clusters(w, plan).await?;
+            // Guest data may be taken from an L1 table's cluster. That is not written to before the copy is what the guest reads.
+            self.copy_clusters(plan).await?;
             self.barrier(Barrier::BeforeMapping).await?;
-            self.switch_to_copies(w, plan).await?;
+            self.switch_to_copies(plan).await?;
             self.barrier(Barrier::BeforeMapping).await?;
         }
         let changed = self.change_l2s(w, plan).await?;
@@ -195,31 +218,24 @@ impl Checker {
             self.change_l1(w, plan, table).await?;
         }
         let bitmaps = self.change_bitmaps(w).await?;
-        self.out.repaired_some(plan.places.iter().flatten().count() as u64, "clusters given a place of their own");
+        self.out.repaired_some(plan.moves.len() as u64, "clusters given a place of their own");
         self.out.repaired_some(plan.tables.len() as u64, "L2 tables given a place of their own");
         self.out.repaired_some(changed, "L2 entries put right");
         self.out.repaired_some(bitmaps, "parts of bitmaps that are all set now, as their bits are lost");
         Ok(())
     }
 
-    async fn copy_clusters(&mut self, w: &Walked, plan: &Plan) -> Result<()> {
-        if plan.places.is_empty() {
-            return Ok(());
-        }
-        let step = self.geometry.l2_entry_size() as usize;
-        let mut places = plan.places.iter();
-        let mut from = 0;
-        while let Some(table) = w.refs.next_l2(from).filter(|&table| table < plan.end) {
-            from = table + 1;
-            let times = w.refs.l2_count(table);
-            let bytes = self.read("an L2 table", self.offset_of(table), self.cluster_size()).await?;
-            for entry in bytes.chunks_exact(step) {
-                let (raw, bitmap) = (L2Entry::from_raw(number(entry, 0)), number(entry, 8));
-                let Verdict::Move { from: old, len, .. } = self.verdict(w, raw, bitmap, times) else { continue };
-                let Some(Some(place)) = places.next() else { continue };
-                let whole = self.geometry.cluster_bits.clusters_for(len) << self.geometry.cluster_bits.bits();
-                let mut copy = Buffer::zeroed(whole as usize);
-                let data = self.read("a cluster", old.get(), len).await?;
+    /// Copies what entries are to get copies of. None of the tables that name it has been changed.
+    async fn copy_clusters(&self, plan: &Plan) -> Result<()> {
+        let bits = self.geometry.cluster_bits;
+        for moves in plan.moves.chunk_by(|a, b| a.table == b.table) {
+            let [first, ..] = moves else { continue };
+            let bytes = self.read("an L2 table", self.offset_of(first.table), self.cluster_size()).await?;
+            for Move { at, place, .. } in moves {
+                let entry = L2Entry::from_raw(number(&bytes, *at as usize));
+                let Some(old) = self.data_of(entry) else { continue };
+                let mut copy = Buffer::zeroed((bits.clusters_for(old.len) << bits.bits()) as usize);
+                let data = self.read("a cluster", old.host.get(), old.len).await?;
                 copy.iter_mut().zip(data.iter()).for_each(|(to, from)| *to = *from);
                 self.write("a cluster", self.offset_of(*place), &copy).await?;
             }
@@ -227,27 +243,32 @@ impl Checker {
         Ok(())
     }
 
-    /// Lets the entries of what was copied name the copies.
-    async fn switch_to_copies(&mut self, w: &Walked, plan: &Plan) -> Result<()> {
-        let step = self.geometry.l2_entry_size() as usize;
-        let mut places = plan.places.iter();
-        let mut from = 0;
-        while let Some(table) = w.refs.next_l2(from).filter(|&table| table < plan.end) {
-            from = table + 1;
-            let times = w.refs.l2_count(table);
+    /// Where the data lies that an entry names.
+    fn data_of(&self, entry: L2Entry) -> Option<CompressedRange> {
+        match entry.decode(&self.geometry) {
+            Ok(L2Kind::Compressed(range)) => Some(range),
+            Ok(L2Kind::Data { host, .. }) => Some(CompressedRange { host, len: self.cluster_size() }),
+            _ => None,
+        }
+    }
+
+    /// Lets the entries of what was copied name the copies, in their tables, or in the tables' copies.
+    async fn switch_to_copies(&self, plan: &Plan) -> Result<()> {
+        for table in plan.tables() {
             let mut bytes = self.read("an L2 table", self.offset_of(table), self.cluster_size()).await?;
             let mut dirty = Dirty::clean();
-            for at in (0..bytes.len()).step_by(step) {
-                let (raw, bitmap) = (L2Entry::from_raw(number(&bytes, at)), number(&bytes, at + 8));
-                let Verdict::Move { len, compressed, .. } = self.verdict(w, raw, bitmap, times) else { continue };
-                let Some(Some(place)) = places.next() else { continue };
+            for Move { at, place, .. } in plan.moves_in(table) {
+                let at = *at as usize;
+                let entry = L2Entry::from_raw(number(&bytes, at));
                 let host = HostOffset::new(self.offset_of(*place));
-                let entry = match compressed {
-                    true => L2Entry::compressed(CompressedRange { host, len }, &self.geometry),
-                    false => L2Entry::data(host, false),
+                let new = match entry.decode(&self.geometry) {
+                    Ok(L2Kind::Compressed(old)) => {
+                        L2Entry::compressed(CompressedRange { host, len: old.len }, &self.geometry)
+                    }
+                    _ => L2Entry::data(host, false),
                 };
-                if let Ok(entry) = entry {
-                    set_number(&mut bytes, at, entry.raw());
+                if let Ok(new) = new {
+                    set_number(&mut bytes, at, new.raw());
                     dirty.touch(at);
                 }
             }
@@ -268,7 +289,12 @@ impl Checker {
         while let Some(table) = w.refs.next_l2(from).filter(|&table| table < plan.end) {
             from = table + 1;
             let times = w.refs.l2_count(table);
-            let table = plan.tables.get(&table).copied().unwrap_or(table);
+            let table = match plan.tables.get(&table) {
+                Some(&place) => place,
+                None if w.refs.overlap(table).is_none() => table,
+                // What shares its place with something else must not be written.
+                None => continue,
+            };
             let mut bytes = self.read("an L2 table", self.offset_of(table), self.cluster_size()).await?;
             let mut dirty = Dirty::clean();
             for at in (0..bytes.len()).step_by(step) {
@@ -325,13 +351,20 @@ impl Checker {
         }
     }
 
-    /// Bits that are lost become ones: too much is copied by the next backup, not too little. If not even the tables can be
-    /// read, the bitmaps are given up.
-    async fn change_bitmaps(&mut self, w: &Walked) -> Result<u64> {
+    /// Bitmaps whose tables cannot be read are given up. First of all: where the tables should lie, past the end of the file, there may
+    /// soon be something else.
+    pub(super) async fn give_up_bitmaps(&mut self, w: &Walked) -> Result<()> {
         if w.bitmaps_lost {
             self.header.autoclear.remove(Autoclear::BITMAPS);
             self.write_header().await?;
             self.out.repaired("the bitmaps cannot be read and are given up");
+        }
+        Ok(())
+    }
+
+    /// Bits that are lost become ones: too much is copied by the next backup, not too little.
+    async fn change_bitmaps(&mut self, w: &Walked) -> Result<u64> {
+        if w.bitmaps_lost {
             return Ok(0);
         }
         for &(offset, len) in &w.bitmap_padding {

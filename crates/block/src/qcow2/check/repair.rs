@@ -2,7 +2,7 @@
 //!
 //! A power cut at any moment leaves the image no worse than it was, and a repair that is started again goes on:
 //!
-//! 1. the file grows over guest data that was cut off; refcounts that are too low are raised, in place or by a rebuild, those of clusters that copies will take among them; copies are
+//! 1. bitmaps whose tables cannot be read are given up; the file grows over guest data that was cut off; refcounts that are too low are raised, in place or by a rebuild, those of clusters that copies will take among them; copies are
 //!    made; **barrier**;
 //! 2. entries are changed: to the copies, and COPIED flags off where a write in place would harm another; **barrier**;
 //! 3. everything is walked again; only now, when all that is in use is counted and nothing damaged is left that could hide a reference,
@@ -29,6 +29,8 @@ impl Checker {
 
     /// Nothing is wrong any more: the header may say so.
     pub(super) async fn vouch(&mut self) -> Result<()> {
+        // What the header is about to vouch for may be in the host's memory alone: whoever wrote it may have died without a flush.
+        self.barrier(Barrier::BeforeHeader).await?;
         self.header.incompatible.remove(Incompatible::DIRTY | Incompatible::CORRUPT);
         self.disown_unknown();
         self.write_header().await?;
@@ -49,6 +51,9 @@ impl Checker {
             self.write_header().await?;
         }
         let (mut w, mut counts) = (walked, counts);
+        if repair == Repair::All {
+            self.give_up_bitmaps(&w).await?;
+        }
         if repair == Repair::All && self.grow_over_data(&w).await? {
             w = self.walk(true).await?;
             counts = self.refcounts(&mut w, Pass::Report).await?;

@@ -52,6 +52,13 @@ pub enum FindingKind {
     Bitmap,
 }
 
+impl FindingKind {
+    /// Whether stale refcounts explain it: it goes with a count of all references.
+    pub(crate) const fn is_of_counts(self) -> bool {
+        matches!(self, Self::Leak | Self::Refcount | Self::Copied | Self::RefcountStructure)
+    }
+}
+
 /// One thing that is wrong with an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
