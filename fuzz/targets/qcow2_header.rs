@@ -4,6 +4,8 @@
 
 #![no_main]
 
+mod memory;
+
 use cowhand_qcow2::{FormatError, Header};
 use libfuzzer_sys::fuzz_target;
 

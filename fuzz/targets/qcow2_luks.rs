@@ -5,6 +5,8 @@
 
 #![no_main]
 
+mod memory;
+
 use cowhand_qcow2::luks::Header;
 use cowhand_qcow2::{HostOffset, LuksError, LuksExtension};
 use libfuzzer_sys::fuzz_target;

@@ -5,6 +5,8 @@
 
 #![no_main]
 
+mod memory;
+
 use cowhand_qcow2::{
     BitmapTableEntry, ClusterBits, DirectoryEntry, Geometry, L1Entry, L2Entry, L2Kind, RefTableEntry, Snapshot,
     SubclusterBitmap, refcount,

@@ -1,7 +1,10 @@
 use super::*;
-use crate::disk::block_on;
-use crate::io::Storage;
+use crate::chain::OpenPolicy;
+use crate::disk::{Disk, block_on};
 use crate::io::sim::{Faults, World};
+use crate::io::{Buffer, Storage};
+use crate::request::{Event, Request, RequestQueue, Wait};
+use crate::spec::{DiskSpec, Format};
 use crate::sync::Arc;
 
 const PATH: &str = "/file";
@@ -43,4 +46,41 @@ fn flushes_that_are_skipped_neither_happen_nor_fail() {
     flush(&world, &flushes).unwrap();
     flushes.check(Path::new(PATH)).unwrap();
     assert_eq!(world.flushes(Barrier::Data), 0);
+}
+
+/// A sector is written to a raw disk, flushed from two queues side by side, and the power fails. What a flush that succeeded promised
+/// must be there, also when the other one failed.
+fn lost_after_a_flush(seed: u64) -> bool {
+    let world = World::new(seed);
+    world.put(Path::new(PATH), vec![0; 512]);
+    let policy = OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: Vec::new(), temp_dir: "/".into() };
+    let disk = Disk::open(&DiskSpec::new(Path::new(PATH), Format::Raw), &policy).unwrap();
+    let mut queues = [disk.queue().unwrap(), disk.queue().unwrap()];
+    let buffer = Buffer::from_bytes(&[1; 512]);
+    let mut events = Vec::new();
+    queues[0].submit(0, Request::Write { offset: 0, data: vec![buffer.seg(0, 512)] });
+    while events.is_empty() {
+        world.step();
+        queues[0].wait(Wait::Poll, &mut events).unwrap();
+    }
+    world.set_faults(Faults { flush: 2, ..Faults::default() });
+    queues.iter_mut().for_each(|queue| queue.submit(1, Request::Flush));
+    let mut ended = Vec::new();
+    while ended.len() < 2 {
+        world.step();
+        queues.iter_mut().for_each(|queue| queue.wait(Wait::Poll, &mut ended).unwrap());
+    }
+    let promised = ended.iter().any(|event| matches!(event, Event::Done { result: Ok(()), .. }));
+    world.cut_power();
+    disk.forget();
+    promised && world.content(Path::new(PATH)).unwrap() != [1; 512]
+}
+
+#[test]
+fn of_two_flushes_side_by_side_none_promises_what_the_other_lost() {
+    assert!(!(0..500).any(lost_after_a_flush));
+    Mutation::switch(Some(Mutation::FlushesSideBySide));
+    let noticed = (0..500).any(lost_after_a_flush);
+    Mutation::switch(None);
+    assert!(noticed);
 }

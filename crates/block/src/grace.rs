@@ -15,6 +15,7 @@
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
 
+use crate::mutation::Mutation;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 
 /// Queues beyond this many share counters.
@@ -103,7 +104,7 @@ impl Grace {
             self.lanes[lane].0[counter].fetch_add(1, Ordering::SeqCst);
             // Counted under an epoch that has meanwhile passed, or behind a gate that has closed, we might have been
             // overlooked: count again.
-            if self.state.load(Ordering::SeqCst) == state {
+            if self.state.load(Ordering::SeqCst) == state || Mutation::EnterLooksOnce.is_on() {
                 return Some(ticket);
             }
             self.leave(ticket);
@@ -114,7 +115,7 @@ impl Grace {
     pub(crate) fn leave(&self, ticket: Ticket) {
         self.lanes[ticket.lane].0[ticket.counter].fetch_sub(1, Ordering::SeqCst);
         // Either we see that the gate is closed, or who closes it sees that we have left.
-        if self.state.load(Ordering::SeqCst) & CLOSED != 0 {
+        if self.state.load(Ordering::SeqCst) & CLOSED != 0 && !Mutation::LeaveTellsNobody.is_on() {
             let waiting = std::mem::take(&mut self.waiting.lock().idle);
             waiting.into_iter().for_each(Waker::wake);
         }
@@ -130,7 +131,7 @@ impl Grace {
     pub(crate) fn passed(&self, stamp: u64) -> bool {
         loop {
             let epoch = self.stamp();
-            if epoch >= stamp + 2 {
+            if epoch >= stamp + if Mutation::OneEpochIsEnough.is_on() { 1 } else { 2 } {
                 return true;
             }
             let other = parity(epoch + 1);
@@ -181,3 +182,7 @@ fn parity(epoch: u64) -> usize {
 #[cfg(test)]
 #[path = "grace_test.rs"]
 mod tests;
+
+#[cfg(all(test, feature = "shuttle"))]
+#[path = "grace_model.rs"]
+mod model;

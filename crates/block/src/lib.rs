@@ -11,6 +11,7 @@ mod flush;
 mod grace;
 pub mod io;
 mod join;
+mod mutation;
 mod node;
 #[cfg(test)]
 mod oracle;

@@ -20,6 +20,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use crate::io::{
     Barrier, Buffer, Completion, Driver, File, IoSeg, Notify, Op, fill_zero, is_aligned, segs_len, split_segs,
 };
+use crate::mutation::Mutation;
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, Permit, Permits};
 
 /// Tasks that became ready by another thread's (or their own) doing.
@@ -391,8 +392,9 @@ impl Queue {
 
     /// Says that this thread is about to sleep; false if something came in between.
     fn prepare_sleep(&self) -> bool {
+        let looked_before = Mutation::LooksBeforeItSleeps.is_on().then(|| !self.remote.ready.lock().is_empty());
         self.remote.sleeping.store(true, Ordering::SeqCst);
-        let ready = !self.remote.ready.lock().is_empty();
+        let ready = looked_before.unwrap_or_else(|| !self.remote.ready.lock().is_empty());
         if ready {
             self.remote.sleeping.store(false, Ordering::SeqCst);
         }
@@ -597,3 +599,7 @@ impl Drop for Operation {
 #[cfg(test)]
 #[path = "queue_test.rs"]
 mod tests;
+
+#[cfg(all(test, feature = "shuttle"))]
+#[path = "queue_model.rs"]
+mod model;

@@ -108,7 +108,7 @@ impl RawImage {
         if !self.writable {
             return Ok(());
         }
-        self.flushes.flush(queue, &self.file, &self.path, Barrier::Data).await
+        self.flushes.flush_for_all(queue, &self.file, &self.path, Barrier::Data).await
     }
 
     pub(crate) async fn discard(&self, queue: &Rc<Queue>, offset: u64, len: u64) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Locks and waiting: the shim through which all of the engine's threads meet.
 //!
-//! The plain types come from one place, so that the same code can run under a model checker. [`AsyncMutex`] and [`RangeLocks`]
+//! The plain types come from one place, so that the same code can run under a model checker (shuttle, in tests with the feature of that
+//! name; their files are called `*_model.rs`). [`AsyncMutex`] and [`RangeLocks`]
 //! are for tasks: waiting for them parks the task, never the thread.
 //!
 //! Lock order: both hold their inner lock only to look and to enlist, and wake others after giving it back.
@@ -9,18 +10,26 @@ use std::future::poll_fn;
 use std::ops::Range;
 use std::task::{Poll, Waker};
 
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 pub(crate) use std::sync::{Arc, OnceLock};
+
+#[cfg(all(test, feature = "shuttle"))]
+use shuttle::sync as plain;
+#[cfg(not(all(test, feature = "shuttle")))]
+use std::sync as plain;
+
+pub(crate) use plain::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use crate::mutation::Mutation;
 
 /// A mutex whose poison is ignored: the engine's invariants are restored by its callers' error paths, not by panics.
 #[derive(Debug, Default)]
-pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
+pub(crate) struct Mutex<T>(plain::Mutex<T>);
 
-pub(crate) use std::sync::MutexGuard;
+pub(crate) use plain::MutexGuard;
 
 impl<T> Mutex<T> {
     pub(crate) const fn new(value: T) -> Self {
-        Self(std::sync::Mutex::new(value))
+        Self(plain::Mutex::new(value))
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
@@ -70,6 +79,9 @@ impl Drop for AsyncGuard<'_> {
             let mut gate = self.0.0.lock();
             gate.held = false;
             // All of them: one that was dropped meanwhile must not swallow the only wake-up.
+            if Mutation::OneWaiterWoken.is_on() {
+                gate.waiting.truncate(1);
+            }
             std::mem::take(&mut gate.waiting)
         };
         waiting.into_iter().for_each(Waker::wake);
@@ -98,7 +110,11 @@ impl RangeLocks {
     pub(crate) async fn lock(&self, range: Range<u64>) -> RangeGuard<'_> {
         poll_fn(|cx| {
             let mut ranges = self.0.lock();
-            if ranges.held.iter().any(|held| held.start < range.end && range.start < held.end) {
+            let overlaps = |held: &Range<u64>| match Mutation::RangesComparedByStart.is_on() {
+                false => held.start < range.end && range.start < held.end,
+                true => held.start == range.start,
+            };
+            if ranges.held.iter().any(overlaps) {
                 enlist(&mut ranges.waiting, cx.waker());
                 return Poll::Pending;
             }
@@ -173,3 +189,8 @@ impl Drop for Permit<'_> {
         waiting.into_iter().for_each(Waker::wake);
     }
 }
+#[cfg(all(test, feature = "shuttle"))]
+#[path = "sync_model.rs"]
+mod model;
+#[cfg(all(test, feature = "shuttle"))]
+pub(crate) use model::model_of;

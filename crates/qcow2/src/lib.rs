@@ -43,4 +43,6 @@ pub use snapshot::Snapshot;
 pub use subcluster::{Subcluster, SubclusterBitmap};
 
 #[cfg(test)]
+mod roundtrip_test;
+#[cfg(test)]
 mod samples_test;

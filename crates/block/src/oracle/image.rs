@@ -186,7 +186,7 @@ pub(super) fn noise(len: usize, rng: &mut Rng) -> Vec<u8> {
 }
 
 /// Random requests by qemu-io. What is written comes from a file of noise, so that a byte out of place shows.
-fn scribble(image: &Path, shape: &Shape, size: u64, rng: &mut Rng) {
+pub(super) fn scribble(image: &Path, shape: &Shape, size: u64, rng: &mut Rng) {
     let pattern = image.with_extension(format!("{:x}", rng.next_u64()));
     fs::write(&pattern, noise(1 << 20, rng)).unwrap();
     let from = format!("-s {}", pattern.display());

@@ -108,3 +108,67 @@ pub(super) fn snapshots() -> Vec<Shape> {
         Shape { version: 2, ..shape(16384, Base::None) },
     ]
 }
+
+/// Layers of relative names.
+pub(super) fn chains() -> Vec<Shape> {
+    let shapes = [(4096, 3), (65536, 6), (512, 2)];
+    shapes.map(|(cluster, depth)| Shape { base: Base::Chain(depth), ..Shape::new(cluster) }).into()
+}
+
+/// Refcounts that need not be right after a crash.
+pub(super) fn lazy_refcounts() -> Vec<Shape> {
+    vec![Shape { options: &["lazy_refcounts=on"], ..Shape::new(65536) }]
+}
+
+/// Entries with subclusters.
+pub(super) fn extended_l2() -> Vec<Shape> {
+    let options: &[&str] = &["extended_l2=on"];
+    let shape = |cluster, base| Shape { options, base, ..Shape::new(cluster) };
+    vec![
+        shape(16384, Base::None),
+        shape(65536, Base::None),
+        shape(2 << 20, Base::None),
+        shape(16384, Base::Raw(60)),
+        shape(65536, Base::Qcow2(130)),
+        shape(2 << 20, Base::Qcow2(100)),
+        shape(131_072, Base::Chain(3)),
+        Shape { compressed: true, ..shape(65536, Base::None) },
+        Shape { compressed: true, ..shape(16384, Base::Qcow2(100)) },
+        Shape { snapshot: true, ..shape(16384, Base::None) },
+        Shape { snapshot: true, ..shape(65536, Base::Raw(100)) },
+        Shape { options: &["extended_l2=on", "preallocation=metadata"], ..shape(65536, Base::None) },
+    ]
+}
+
+/// Data in a file of its own.
+pub(super) fn data_files() -> Vec<Shape> {
+    let shape = |cluster, base| Shape { data_file: true, base, ..Shape::new(cluster) };
+    let with = |options, shape| Shape { options, ..shape };
+    vec![
+        shape(512, Base::None),
+        shape(65536, Base::Raw(80)),
+        with(&["extended_l2=on"], shape(16384, Base::None)),
+        with(&["extended_l2=on"], shape(65536, Base::Qcow2(110))),
+        with(&["data_file_raw=on"], shape(65536, Base::None)),
+        with(&["data_file_raw=on"], shape(4096, Base::None)),
+    ]
+}
+
+/// Every sort: each is read in `read_test`, and written in `write_test`.
+pub(super) fn all_sorts() -> Vec<Shape> {
+    [
+        version_2(),
+        refcount_widths(),
+        cluster_sizes(),
+        backing_files(),
+        chains(),
+        preallocated(),
+        lazy_refcounts(),
+        zlib(),
+        zstd(),
+        snapshots(),
+        extended_l2(),
+        data_files(),
+    ]
+    .concat()
+}

@@ -16,6 +16,7 @@ mod format_test;
 mod guest;
 mod hostile_check_test;
 mod image;
+mod interop_test;
 mod kill_test;
 mod lock_test;
 mod map_test;

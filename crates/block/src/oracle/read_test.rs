@@ -60,8 +60,7 @@ fn edge_20_backing_files_shorter_and_longer_read_as_qemu_reads_them() {
 
 #[test]
 fn edge_51_chains_of_relative_names_read_as_qemu_reads_them() {
-    let shapes = [(4096, 3), (65536, 6), (512, 2)];
-    all("chains", &shapes.map(|(cluster, depth)| Shape { base: Base::Chain(depth), ..Shape::new(cluster) }));
+    all("chains", &matrix::chains());
 }
 
 #[test]
@@ -71,24 +70,17 @@ fn edge_17_preallocated_and_zeroed_images_read_as_qemu_reads_them() {
 
 #[test]
 fn edge_34_images_with_lazy_refcounts_read_as_qemu_reads_them() {
-    all("lazy refcounts", &[Shape { options: &["lazy_refcounts=on"], ..Shape::new(65536) }]);
+    all("lazy refcounts", &matrix::lazy_refcounts());
 }
 
 #[test]
 fn edge_19_extended_l2_images_read_as_qemu_reads_them() {
-    let options: &[&str] = &["extended_l2=on"];
-    let shape = |cluster, base| Shape { options, base, ..Shape::new(cluster) };
-    all(
-        "extended L2",
-        &[
-            shape(16384, Base::None),
-            shape(65536, Base::Raw(70)),
-            shape(2 << 20, Base::Qcow2(100)),
-            shape(16384, Base::Chain(4)),
-            Shape { compressed: true, ..shape(65536, Base::None) },
-            Shape { snapshot: true, ..shape(16384, Base::Qcow2(120)) },
-        ],
-    );
+    all("extended L2", &matrix::extended_l2());
+}
+
+#[test]
+fn edge_16_images_with_data_files_read_as_qemu_reads_them() {
+    all("data files", &matrix::data_files());
 }
 
 #[test]

@@ -100,45 +100,17 @@ fn images_of_every_cluster_size_are_written_well() {
 #[test]
 fn edge_20_overlays_on_shorter_and_longer_files_are_written_well() {
     all("backing files", &matrix::backing_files());
+    all("chains", &matrix::chains());
 }
 
 #[test]
 fn edge_19_extended_l2_images_are_written_well() {
-    let options: &[&str] = &["extended_l2=on"];
-    let shape = |cluster, base| Shape { options, base, ..Shape::new(cluster) };
-    all(
-        "extended L2",
-        &[
-            shape(16384, Base::None),
-            shape(65536, Base::None),
-            shape(2 << 20, Base::None),
-            shape(16384, Base::Raw(60)),
-            shape(65536, Base::Qcow2(130)),
-            shape(131_072, Base::Chain(3)),
-            Shape { compressed: true, ..shape(65536, Base::None) },
-            Shape { compressed: true, ..shape(16384, Base::Qcow2(100)) },
-            Shape { snapshot: true, ..shape(16384, Base::None) },
-            Shape { snapshot: true, ..shape(65536, Base::Raw(100)) },
-            Shape { options: &["extended_l2=on", "preallocation=metadata"], ..shape(65536, Base::None) },
-        ],
-    );
+    all("extended L2", &matrix::extended_l2());
 }
 
 #[test]
 fn edges_16_and_41_images_with_data_files_are_written_well() {
-    let shape = |cluster, base| Shape { data_file: true, base, ..Shape::new(cluster) };
-    let with = |options, shape| Shape { options, ..shape };
-    all(
-        "data files",
-        &[
-            shape(512, Base::None),
-            shape(65536, Base::Raw(80)),
-            with(&["extended_l2=on"], shape(16384, Base::None)),
-            with(&["extended_l2=on"], shape(65536, Base::Qcow2(110))),
-            with(&["data_file_raw=on"], shape(65536, Base::None)),
-            with(&["data_file_raw=on"], shape(4096, Base::None)),
-        ],
-    );
+    all("data files", &matrix::data_files());
 }
 
 #[test]

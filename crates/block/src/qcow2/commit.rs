@@ -26,6 +26,7 @@ use super::slices::Slice;
 use super::{HeaderState, Image};
 use crate::error::Result;
 use crate::io::{Barrier, Buffer};
+use crate::mutation::Mutation;
 use crate::queue::Queue;
 use crate::sync::Ordering;
 
@@ -79,7 +80,8 @@ impl Image {
         let seen = self.commits.load(Ordering::SeqCst);
         let _commit = self.commit_lock.lock().await;
         // A commit that began after our call (so not the one that was perhaps running then) has done our work.
-        if self.commits.load(Ordering::SeqCst) >= seen + 2 {
+        let enough = if Mutation::FlushJoinsRunningCommit.is_on() { 1 } else { 2 };
+        if self.commits.load(Ordering::SeqCst) >= seen + enough {
             return self.flushes.check(&self.path);
         }
         self.flushes.check(&self.path)?;
@@ -89,8 +91,10 @@ impl Image {
             let mut meta = self.meta.lock();
             if !snapshot.dropped.is_empty() {
                 let stamp = self.grace.stamp();
-                meta.dropped.drain(..snapshot.dropped.len());
-                meta.retired.push((stamp, snapshot.dropped));
+                let written = snapshot.dropped.len();
+                let gone = if Mutation::FreedBeforeDurable.is_on() { meta.dropped.len() } else { written };
+                let dropped = meta.dropped.drain(..gone).collect();
+                meta.retired.push((stamp, dropped));
             }
         }
         if !durable {
@@ -166,11 +170,11 @@ impl Image {
 
     /// Whether everything that completed before is durable now.
     async fn write_snapshot(&self, queue: &Rc<Queue>, snapshot: &Snapshot, until: Until) -> Result<bool> {
-        for (place, bytes, _, _) in &snapshot.refcounts.blocks {
-            self.write_as(queue, Structure::RefcountBlock, *place, bytes).await?;
+        if !Mutation::MappingBeforeRefcounts.is_on() {
+            self.write_refblocks(queue, snapshot).await?;
         }
-        for table in &snapshot.tables {
-            self.write_new_table(queue, table).await?;
+        if !Mutation::L1BeforeNewTables.is_on() {
+            self.write_new_tables(queue, snapshot).await?;
         }
         if !snapshot.refcounts.table.is_empty() {
             self.barrier(queue, Barrier::NewRefblocks).await?;
@@ -188,7 +192,13 @@ impl Image {
             // others: the L1 entries that are about to be written may become durable at any moment.
             self.tables_written(snapshot);
             self.write_mapping(queue, snapshot).await?;
+            if Mutation::L1BeforeNewTables.is_on() {
+                self.write_new_tables(queue, snapshot).await?;
+            }
             self.barrier(queue, Barrier::Mapping).await?;
+            if Mutation::MappingBeforeRefcounts.is_on() {
+                self.write_refblocks(queue, snapshot).await?;
+            }
             self.mapping_written(snapshot);
         } else if until == Until::Durable || !snapshot.dropped.is_empty() {
             self.barrier(queue, Barrier::Data).await?;
@@ -198,8 +208,25 @@ impl Image {
         Ok(true)
     }
 
+    async fn write_refblocks(&self, queue: &Rc<Queue>, snapshot: &Snapshot) -> Result<()> {
+        for (place, bytes, _, _) in &snapshot.refcounts.blocks {
+            self.write_as(queue, Structure::RefcountBlock, *place, bytes).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_new_tables(&self, queue: &Rc<Queue>, snapshot: &Snapshot) -> Result<()> {
+        for table in &snapshot.tables {
+            self.write_new_table(queue, table).await?;
+        }
+        Ok(())
+    }
+
     async fn write_mapping(&self, queue: &Rc<Queue>, snapshot: &Snapshot) -> Result<()> {
-        for (place, part, _, _) in &snapshot.slices {
+        for (place, part, slice, _) in &snapshot.slices {
+            let late = Mutation::SlicesReadLate.is_on().then(|| self.slices.entries(*slice)).flatten();
+            let late = late.map(|entries| TableBytes::new(&self.geometry, entries));
+            let part = late.as_ref().unwrap_or(part);
             let mut bytes = Buffer::zeroed(part.len());
             if part.keeps_some() {
                 let read = queue.read_buffer(&self.file, place.get(), part.len()).await;
@@ -290,7 +317,7 @@ impl Image {
 
 /// Takes `key` out of the dirty ones if it has not changed since `when`.
 fn clean<K: Ord>(dirty: &mut BTreeMap<K, u64>, key: &K, when: u64) {
-    if dirty.get(key) == Some(&when) {
+    if dirty.get(key) == Some(&when) || Mutation::ChangedCountsAsWritten.is_on() {
         dirty.remove(key);
     }
 }

@@ -12,6 +12,7 @@ use super::entry::Stored;
 use super::mapping::be64;
 use super::slices::Slice;
 use crate::error::{Error, ErrorKind, Result};
+use crate::mutation::Mutation;
 use crate::queue::Queue;
 use crate::sync::enlist;
 
@@ -79,7 +80,8 @@ impl Image {
             let filled = {
                 let meta = self.meta.lock();
                 let entry = |i: usize| entries.get(i).copied().unwrap_or_default();
-                self.slices.fill(slice, entry, |holder| meta.dirty_slices.contains_key(&holder))
+                let stays = |holder| meta.dirty_slices.contains_key(&holder) && !Mutation::DirtySliceEvicted.is_on();
+                self.slices.fill(slice, entry, stays)
             };
             if filled {
                 return Ok(());

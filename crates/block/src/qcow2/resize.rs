@@ -22,6 +22,7 @@ use super::entry::Stored;
 use super::mapping::Kind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::File;
+use crate::mutation::Mutation;
 use crate::queue::Queue;
 
 impl Image {
@@ -135,6 +136,10 @@ impl Image {
         let header = self.header.lock().header.clone();
         let entries = self.geometry.l1_entries_for(size);
         let mut l1 = self.read_l1(queue, header.l1_table_offset, header.l1_size).await?;
+        let past = l1.split_off((entries as usize).min(l1.len()));
+        if Mutation::ShrunkBeforeHeader.is_on() {
+            self.drop_tree(queue, &past).await?;
+        }
         self.switch_header(queue, |header| {
             header.size = size;
             header.l1_size = entries as u32;
@@ -143,9 +148,10 @@ impl Image {
             }
         })
         .await?;
-        let past = l1.split_off((entries as usize).min(l1.len()));
         let freed = async {
-            self.drop_tree(queue, &past).await?;
+            if !Mutation::ShrunkBeforeHeader.is_on() {
+                self.drop_tree(queue, &past).await?;
+            }
             let bits = self.geometry.cluster_bits;
             let first = bits.index_of(header.l1_table_offset.get());
             let (kept, all) = (bits.clusters_for(entries * 8), bits.clusters_for(u64::from(header.l1_size) * 8));

@@ -12,6 +12,7 @@
 use cowhand_qcow2::SubclusterBitmap;
 
 use super::entry::Stored;
+use crate::mutation::Mutation;
 use crate::sync::{AtomicBool, AtomicU64, OnceLock, Ordering};
 
 /// The most bytes of an L2 table in one slice.
@@ -84,7 +85,7 @@ impl SliceCache {
             }
             // Acquire: what a later fill stores in the entry, and with it that fill's cleared tag, is seen together.
             let stored = self.stored(way.entries.get()?, index)?;
-            if tag.load(Ordering::Acquire) != before {
+            if tag.load(Ordering::Acquire) != before && !Mutation::TagLookedAtOnce.is_on() {
                 return None;
             }
             if !way.referenced.load(Ordering::Relaxed) {
@@ -126,7 +127,9 @@ impl SliceCache {
         match words.get(index * self.words..(index + 1) * self.words) {
             Some([entry]) => entry.store(stored.entry, Ordering::Release),
             Some([entry, bitmap]) => {
-                set.tags.0[at].store(0, Ordering::SeqCst);
+                if !Mutation::PairChangedInTheOpen.is_on() {
+                    set.tags.0[at].store(0, Ordering::SeqCst);
+                }
                 entry.store(stored.entry, Ordering::Release);
                 bitmap.store(stored.bitmap.raw(), Ordering::Release);
                 set.tags.0[at].store(self.new_tag(slice), Ordering::Release);
@@ -193,3 +196,7 @@ impl SliceCache {
 #[cfg(test)]
 #[path = "slices_test.rs"]
 mod tests;
+
+#[cfg(all(test, feature = "shuttle"))]
+#[path = "slices_model.rs"]
+mod model;

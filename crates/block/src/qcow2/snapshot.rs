@@ -26,6 +26,7 @@ use super::layout::Structure;
 use super::snapshot_table::SnapshotTable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Barrier;
+use crate::mutation::Mutation;
 use crate::queue::Queue;
 
 /// The longest name, in bytes: what QEMU's tools can handle.
@@ -95,7 +96,9 @@ impl Image {
             snapshots.push(Snapshot { l1_table_offset: place, l1_size: header.l1_size, ..new });
             let new_table = self.write_snapshot_table(queue, &header, &mut snapshots).await;
             let new_table = new_table.inspect_err(|_| self.give_back_structure(place, l1.len() as u64 * 8))?;
-            self.set_active_copied_flags(queue).await?;
+            if !Mutation::SnapshotKeepsCopied.is_on() {
+                self.set_active_copied_flags(queue).await?;
+            }
             self.settle(queue).await?;
             Ok(new_table)
         };
@@ -173,10 +176,15 @@ impl Image {
         let l1 = self.read_l1(queue, gone.l1_table_offset, gone.l1_size).await?;
         snapshots.retain(|snapshot| snapshot != gone);
         let new_table = self.write_snapshot_table(queue, &header, &mut snapshots).await?;
+        if Mutation::SnapshotDroppedFirst.is_on() {
+            self.drop_tree(queue, &l1).await?;
+        }
         self.settle(queue).await?;
         self.switch_snapshots(queue, table, &snapshots, new_table).await?;
         let freed = async {
-            self.drop_tree(queue, &l1).await?;
+            if !Mutation::SnapshotDroppedFirst.is_on() {
+                self.drop_tree(queue, &l1).await?;
+            }
             self.drop_structure(queue, gone.l1_table_offset, l1.len() as u64 * 8).await?;
             self.set_active_copied_flags(queue).await
         };
@@ -224,6 +232,9 @@ impl Image {
 
     /// Makes everything durable that the next header names: what was written to new places, and the counts.
     pub(super) async fn settle(&self, queue: &Rc<Queue>) -> Result<()> {
+        if Mutation::HeaderBeforeTables.is_on() {
+            return Ok(());
+        }
         self.commit(queue, Until::Mapping).await?;
         self.barrier(queue, Barrier::BeforeHeader).await
     }

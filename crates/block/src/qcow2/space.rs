@@ -3,13 +3,14 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use cowhand_qcow2::{FormatError, HostOffset};
+use cowhand_qcow2::{FormatError, Header, HostOffset};
 
 use super::layout::Structure;
 use super::refcounts::{Extent, Need, Refcounts};
 use super::{CLUSTERS_AT_ONCE, Image};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Barrier;
+use crate::mutation::Mutation;
 use crate::queue::Queue;
 
 /// About how many bytes of clusters may wait for a commit.
@@ -18,7 +19,8 @@ const DROPPED_BYTES: u64 = 256 << 20;
 impl Image {
     /// Gives out up to `wanted` clusters that lie together, each with one reference, not yet durable.
     pub(super) async fn allocate(&self, queue: &Rc<Queue>, wanted: u64) -> Result<Extent> {
-        self.allocate_with(queue, |refcounts, now| refcounts.allocate(wanted, now)).await
+        let extent = self.allocate_with(queue, |refcounts, now| refcounts.allocate(wanted, now)).await?;
+        Ok(Extent { zeroed: extent.zeroed || Mutation::UsedTakenForZero.is_on(), ..extent })
     }
 
     /// Gives out what `allocate` takes from the refcounts at some moment, once they have what it needs.
@@ -120,25 +122,30 @@ impl Image {
         };
         let grown = grown.map_err(|need| self.need_error(&need))?;
         let bits = self.geometry.cluster_bits;
+        let table: Vec<u8> = grown.table.iter().flat_map(|e| e.raw().to_be_bytes()).collect();
+        let clusters = bits.clusters_for(table.len() as u64);
+        let name = |header: &mut Header| {
+            header.refcount_table_offset = grown.offset;
+            header.refcount_table_clusters = clusters as u32;
+        };
+        if Mutation::HeaderBeforeRefTable.is_on() {
+            self.update_header(queue, name).await?;
+        }
         for (_, place, bytes) in &grown.blocks {
             let place = HostOffset::new(place << bits.bits());
             self.write_as(queue, Structure::RefcountBlock, place, bytes).await?;
         }
-        let table: Vec<u8> = grown.table.iter().flat_map(|e| e.raw().to_be_bytes()).collect();
         self.write_as(queue, Structure::RefcountTable, grown.offset, &table).await?;
         self.barrier(queue, Barrier::NewRefTable).await?;
-        let clusters = bits.clusters_for(table.len() as u64);
-        self.update_header(queue, |header| {
-            header.refcount_table_offset = grown.offset;
-            header.refcount_table_clusters = clusters as u32;
-        })
-        .await?;
-        let mut meta = self.meta.lock();
-        let old = meta.refcounts.grown(grown);
+        self.update_header(queue, name).await?;
+        let old = self.meta.lock().refcounts.grown(grown);
+        if Mutation::OldRefTableFreedEarly.is_on() {
+            return self.free_references(queue, vec![old]).await;
+        }
         // Not durable yet, but the next commit's first barrier makes it so: before any mapping shows a cluster that only the new table
         // counts, and before the old table's clusters are freed (which commits do after their barriers).
         let stamp = self.grace.stamp();
-        meta.retired.push((stamp, vec![old]));
+        self.meta.lock().retired.push((stamp, vec![old]));
         Ok(())
     }
 
@@ -147,15 +154,21 @@ impl Image {
     pub(super) async fn reclaim(&self, queue: &Rc<Queue>) -> Result<()> {
         let ready = {
             let mut meta = self.meta.lock();
-            let (ready, waiting) = std::mem::take(&mut meta.retired).into_iter().partition(|r| self.grace.passed(r.0));
+            let over = |stamp| self.grace.passed(stamp) || Mutation::FreedUnderRequests.is_on();
+            let (ready, waiting) = std::mem::take(&mut meta.retired).into_iter().partition(|r| over(r.0));
             meta.retired = waiting;
             let ready: Vec<(u64, Vec<Range<u64>>)> = ready;
             ready
         };
+        self.free_references(queue, ready.into_iter().flat_map(|(_, ranges)| ranges)).await
+    }
+
+    /// Takes these references off; punches what has none left, and only then lets it be used again.
+    async fn free_references(&self, queue: &Rc<Queue>, ranges: impl IntoIterator<Item = Range<u64>>) -> Result<()> {
         let (mut free, mut taken) = (Vec::new(), 0u64);
-        for range in ready.into_iter().flat_map(|(_, ranges)| ranges) {
+        for range in ranges {
             for cluster in range {
-                if self.take_reference(queue, cluster).await? {
+                if self.take_reference(queue, cluster).await? || Mutation::SharedPunched.is_on() {
                     free.push(cluster);
                 }
                 taken += 1;
@@ -175,6 +188,9 @@ impl Image {
             let [first, ..] = clusters else { continue };
             let bits = self.geometry.cluster_bits;
             let (offset, len) = (first << bits.bits(), (clusters.len() as u64) << bits.bits());
+            if Mutation::ReusedBeforePunch.is_on() {
+                self.release(clusters);
+            }
             if let Err(e) = queue.punch(&self.file, offset, len).await {
                 // Space that is not given back is no loss of data; the clusters can be used again all the same.
                 tracing::debug!("{}: cannot punch {offset:#x}+{len:#x}: {e}", self.path.display());

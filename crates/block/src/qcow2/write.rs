@@ -11,6 +11,7 @@ use super::mapping::{Kind, Run};
 use super::refcounts::Extent;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Buffer, IoSeg, segs_len, split_segs, zero_segs};
+use crate::mutation::Mutation;
 use crate::queue::Queue;
 use crate::sync::Arc;
 
@@ -56,7 +57,10 @@ impl Image {
         let len = segs_len(data).min(STEP_BYTES.max(bits.size()) - within);
         // Never past the end of one L2 table: its clusters come into the mapping together.
         let len = len.min(self.geometry.l2_coverage() - offset % self.geometry.l2_coverage());
-        let _writers = self.ranges.lock(self.clusters(offset, len)).await;
+        let _writers = match Mutation::WritersUnlocked.is_on() {
+            false => Some(self.ranges.lock(self.clusters(offset, len)).await),
+            true => None,
+        };
         let run = self.run_to_write(queue, offset, len).await?;
         if let Kind::Data { copied: true, .. } = run.kind {
             return Ok(0);
@@ -81,6 +85,9 @@ impl Image {
         };
         let len = run.len.min((extent.clusters << bits.bits()) - within);
         let target = Target::new(self, offset, len, run.kind);
+        if Mutation::MappingBeforeData.is_on() {
+            self.publish_data(queue, offset - within, &target, extent).await.map_err(|e| e.1)?;
+        }
         let written = self.fill_clusters(queue, &target, &split_segs(data, 0, len), extent).await;
         let published = match written {
             Ok(()) => self.publish_data(queue, offset - within, &target, extent).await,
@@ -131,6 +138,8 @@ impl Image {
             // The clusters are zero already: only the data is to be written.
             (Spot { guest: target.offset, host }, data.to_vec())
         } else {
+            let zero_head = zero_head || Mutation::HeadNotCopied.is_on();
+            let zero_tail = zero_tail || Mutation::TailNotCopied.is_on();
             let mut list = self.around(queue, target.start, head, zero_head, &mut keep).await?;
             list.extend_from_slice(data);
             list.extend(self.around(queue, target.data_end, tail, zero_tail, &mut keep).await?);

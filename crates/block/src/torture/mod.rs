@@ -1,14 +1,15 @@
 //! The engine under the simulator: a seed plays a guest with several queues, snapshots and changes of the size, faults, power cuts
 //! and process deaths, and a model says what each sector may hold.
 //!
-//! [`run`] plays one seed; the tests beside it play many, and show that the simulator bites: with any one barrier taken out, some
-//! seed fails.
+//! [`run`] plays one seed; the tests beside it play many, and show that the simulator bites: with any one barrier taken out, or any
+//! one [`Mutation`] made, some seed fails.
 
 mod check;
 mod freeze;
 mod model;
 mod whole;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use cowhand_qcow2::{ClusterBits, Compression, CreateParams};
@@ -20,6 +21,7 @@ use crate::chain::OpenPolicy;
 use crate::disk::{Disk, DiskQueue, block_on};
 use crate::io::sim::{Faults, Rng, World};
 use crate::io::{Barrier, Buffer, Storage};
+use crate::mutation::Mutation;
 use crate::qcow2::create;
 use crate::queue::Queue;
 use crate::request::{Event, Request, RequestQueue, Wait};
@@ -33,6 +35,29 @@ pub(crate) fn assert_sound(image: &[u8]) {
 
 const IMAGE: &str = "/disk.qcow2";
 const BASE: &str = "/base.img";
+
+/// What is wrong with the engine while a guest plays, to see whether a seed notices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Defect {
+    /// These flushes do nothing.
+    NoBarrier(Barrier),
+    /// The engine makes this mistake.
+    Mutation(Mutation),
+}
+
+impl Defect {
+    /// From now on that is wrong, or (None) nothing.
+    fn switch(defect: Option<Self>, world: &World) {
+        world.skip_barrier(match defect {
+            Some(Self::NoBarrier(barrier)) => Some(barrier),
+            _ => None,
+        });
+        Mutation::switch(match defect {
+            Some(Self::Mutation(mutation)) => Some(mutation),
+            _ => None,
+        });
+    }
+}
 
 /// What lies below the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +87,10 @@ struct Case {
     no_unref: bool,
     /// Snapshots are taken, gone back to and deleted, and the size changes.
     changes: bool,
+    /// Requests overlap that are in flight together.
+    overlaps: bool,
     faults: Faults,
-    skipped: Option<Barrier>,
+    defect: Option<Defect>,
     /// Lives end with the power, soon after a flush for this reason.
     focus: Option<Barrier>,
 }
@@ -84,10 +111,11 @@ impl Case {
         let crowded = cluster_bits == 9 && version == 3 && (growth || rng.one_in(3));
         let clusters = if crowded { 7000 + rng.below(500) } else { clusters };
         let sectors = (clusters << (cluster_bits - 9)) + rng.below(1 << (cluster_bits - 9));
+        let slow = if rng.one_in(3) { 10 } else { 0 };
         let faults = if rng.one_in(3) {
-            Faults { io: 60, no_space: 40, short: 10, flush: if rng.one_in(3) { 20 } else { 0 } }
+            Faults { io: 60, no_space: 40, short: 10, flush: if rng.one_in(3) { 20 } else { 0 }, slow }
         } else {
-            Faults { short: if rng.one_in(4) { 8 } else { 0 }, ..Faults::default() }
+            Faults { short: if rng.one_in(4) { 8 } else { 0 }, slow, ..Faults::default() }
         };
         let refcount_order = match version {
             2 => 4,
@@ -104,6 +132,7 @@ impl Case {
             extended_l2,
             compression: if version == 3 && rng.one_in(3) { Compression::Zstd } else { Compression::Zlib },
             filled: match (crowded, snapshot) {
+                (true, _) if growth => 3900 + rng.below(80),
                 (true, _) => 3850 + rng.below(100),
                 (_, true) => 1 + rng.below(sectors.min(2000)),
                 _ => 0,
@@ -114,9 +143,10 @@ impl Case {
             base: [Base::None, Base::Raw, Base::Qcow2][rng.below(3) as usize],
             queues: 1 + rng.below(3) as usize,
             tiny_cache: rng.one_in(2),
+            overlaps: rng.one_in(3),
             faults,
             no_unref: version == 3 && rng.one_in(4),
-            skipped: None,
+            defect: None,
             focus,
         }
     }
@@ -165,36 +195,42 @@ impl Play {
 }
 
 /// Plays a seed. The error says what went wrong.
-fn run(seed: u64, skipped: Option<Barrier>, focus: Option<Barrier>) -> Result<(), String> {
-    run_traced(seed, skipped, focus, false).map_err(|(what, _)| format!("seed {seed}: {what}"))
+fn run(seed: u64, defect: Option<Defect>, focus: Option<Barrier>) -> Result<(), String> {
+    run_traced(seed, defect, focus, false).0.map_err(|what| format!("seed {seed}: {what}"))
 }
 
+/// The same, with a line for each thing that happened if `trace` says so.
 fn run_traced(
     seed: u64,
-    skipped: Option<Barrier>,
+    defect: Option<Defect>,
     focus: Option<Barrier>,
     trace: bool,
-) -> Result<(), (String, Vec<String>)> {
+) -> (Result<(), String>, Vec<String>) {
     let mut rng = Rng::new(seed);
     let mut case = Case::of(&mut rng, focus);
-    case.skipped = skipped;
+    case.defect = defect;
     let world = World::new(rng.next_u64());
     if trace {
         world.start_trace();
         world.note(|| format!("{case:?}"));
     }
     let mut play = Play::new(world.clone(), rng, case);
-    let result = play.create().and_then(|()| {
-        for _ in 0..4 {
-            play.life()?;
-        }
-        Ok(())
-    });
-    result.map_err(|what| (what, world.trace()))
+    // An assertion of the engine that fails is a finding like any other.
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        play.create()?;
+        (0..4).try_for_each(|_| play.life())
+    }));
+    Defect::switch(None, &world);
+    (result.unwrap_or_else(|panic| Err(panic_text(&*panic))), world.trace())
 }
 
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("panicked: {}", text.unwrap_or("without a word"))
 }
 
 fn make(world: &World, path: &Path, params: &CreateParams) -> Result<(), String> {
@@ -296,8 +332,9 @@ impl Play {
             spec.metadata_cache = Some(1);
         }
         let disk = Disk::open(&spec, &self.policy()).map_err(text)?;
+        self.world.note(|| "a life begins".into());
         self.world.set_faults(self.case.faults);
-        self.world.skip_barrier(self.case.skipped);
+        Defect::switch(self.case.defect, &self.world);
         let mut queues: Vec<(DiskQueue, Vec<Flying>)> = Vec::new();
         for _ in 0..self.case.queues {
             queues.push((disk.queue().map_err(text)?, Vec::new()));
@@ -316,7 +353,9 @@ impl Play {
             };
             left -= 1;
             if self.focused_flushes() > seen {
-                left = left.min(self.rng.below(8));
+                // A larger table is switched to some operations later.
+                let more = if self.case.focus == Some(Barrier::NewRefTable) { 24 } else { 8 };
+                left = left.min(self.rng.below(more));
             }
         }
         // After a failed flush the kernel shows pages as written that are not; only this process knows. Its death would hide
@@ -353,7 +392,7 @@ impl Play {
             durable = true;
         } else {
             self.world.set_faults(Faults::default());
-            self.world.skip_barrier(None);
+            Defect::switch(None, &self.world);
             if end == 1 {
                 self.world.cut_power()
             } else {
@@ -364,7 +403,7 @@ impl Play {
             drop(queues);
         }
         self.world.set_faults(Faults::default());
-        self.world.skip_barrier(None);
+        Defect::switch(None, &self.world);
         self.inspect(durable)
     }
 
@@ -414,7 +453,12 @@ impl Play {
         if kind == model::Kind::Compress {
             range = first - first % cluster..(first + count).next_multiple_of(cluster).min(size);
         }
-        if kind != model::Kind::Flush && self.model.is_busy(&range) {
+        let rude = self.case.overlaps && self.rng.one_in(4);
+        if rude && let Some(other) = self.model.in_flight(&mut self.rng) {
+            // All of the clusters that it touches.
+            range = other.start / cluster * cluster..other.end.next_multiple_of(cluster).min(size);
+        }
+        if kind != model::Kind::Flush && !rude && self.model.is_busy(&range) {
             return;
         }
         let (first, count) = (range.start, range.end - range.start);
@@ -445,6 +489,9 @@ impl Play {
             let flying = queue.1.swap_remove(at);
             self.world.note(|| format!("op {tag} done: {result:?}"));
             self.model.end(tag, flying.request, result.is_ok(), &flying.buffer)?;
+            if flying.request == model::Kind::Read && result.is_ok() {
+                self.world.note(|| format!("model: op {tag} read what it may"));
+            }
         }
         Ok(())
     }
@@ -469,7 +516,12 @@ impl Play {
         if let Some(Event::Done { result: Err(e), .. }) = events.pop() {
             return Err(format!("reading back: {e}"));
         }
-        self.model.survive(&buffer, durable)
+        self.model.survive(&buffer, durable)?;
+        let (sectors, snapshots) = (self.model.size(), self.taken.len());
+        self.world.note(|| {
+            format!("model: the image is sound; {sectors} sectors and {snapshots} snapshots hold what they may")
+        });
+        Ok(())
     }
 }
 
@@ -480,3 +532,11 @@ mod tests;
 #[cfg(test)]
 #[path = "fault_test.rs"]
 mod fault_tests;
+
+#[cfg(test)]
+#[path = "defect_test.rs"]
+mod defect_tests;
+
+#[cfg(test)]
+#[path = "play_test.rs"]
+mod play_tests;

@@ -1,11 +1,13 @@
 //! What each sector of the disk may hold: the simulator's judge.
 //!
 //! A sector's history lists what was written to it since the last flush that covers it. Before an end it holds what came last;
-//! after an end, any of its history. Requests that overlap in a sector are never in flight together (what such a guest gets is
-//! undefined), but neighbours within one cluster are.
+//! after an end, any of its history. Where requests overlap in a sector while they are in flight, any of them may be the last, and
+//! what was there before may come back: nothing is sure before a later request; but what neither of them wrote never shows.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+
+use crate::io::sim::Rng;
 
 /// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +68,8 @@ pub(super) struct Model {
     whole_began: u64,
     /// By sector, also of those past the end, which read as zeros when they come back.
     sectors: Vec<Vec<Entry>>,
-    busy: Vec<bool>,
+    /// By sector, how many requests in flight touch it.
+    busy: Vec<u32>,
     begun: BTreeMap<u64, Begun>,
     tags: u32,
     clock: u64,
@@ -101,7 +104,7 @@ impl Model {
             applying: false,
             whole_began: 0,
             sectors: vec![vec![ZEROS]; sectors as usize],
-            busy: vec![false; sectors as usize],
+            busy: vec![0; sectors as usize],
             begun: BTreeMap::new(),
             tags: 0,
             clock: 1,
@@ -120,8 +123,15 @@ impl Model {
         }
     }
 
+    /// Where a request in flight reads or writes, inside the disk.
+    pub(super) fn in_flight(&self, rng: &mut Rng) -> Option<Range<u64>> {
+        let ranges: Vec<_> = self.begun.values().map(|begun| &begun.range).filter(|range| !range.is_empty()).collect();
+        let range = ranges.get(rng.below(ranges.len().max(1) as u64) as usize)?;
+        (range.end <= self.size).then(|| (*range).clone())
+    }
+
     pub(super) fn is_busy(&self, range: &Range<u64>) -> bool {
-        self.busy[range.start as usize..range.end as usize].contains(&true)
+        self.busy[range.start as usize..range.end as usize].iter().any(|&count| count > 0)
     }
 
     /// A request begins; its bytes (for a write what it writes, for a read room).
@@ -131,14 +141,21 @@ impl Model {
             self.begun.insert(op, Begun { range: 0..0, covers, overtaken: false });
             return Vec::new();
         }
-        self.busy[range.start as usize..range.end as usize].fill(true);
+        let touched = range.start as usize..range.end as usize;
+        for (history, busy) in self.sectors[touched.clone()].iter_mut().zip(&mut self.busy[touched]) {
+            *busy += 1;
+            if *busy > 1 {
+                history.iter_mut().filter(|entry| entry.ended.is_none()).for_each(|entry| entry.sure = false);
+            }
+        }
         let mut bytes = Vec::new();
         if kind != Kind::Read {
             let tag = if matches!(kind, Kind::Write | Kind::Compress) { self.next_tag() } else { 0 };
             for sector in range.clone() {
                 bytes.extend(sector_bytes(sector, tag));
                 // Whether it comes before or after a change of everything is open.
-                let sure = kind != Kind::Discard && !self.applying;
+                let overlapping = self.busy[sector as usize] > 1;
+                let sure = kind != Kind::Discard && !self.applying && !overlapping;
                 self.sectors[sector as usize].push(Entry { op, tag, ended: None, sure });
                 if let Some(taken) = self.taken.as_mut().and_then(|taken| taken.get_mut(sector as usize)) {
                     taken.push(tag);
@@ -162,7 +179,7 @@ impl Model {
             return Ok(());
         }
         for (i, sector) in begun.range.enumerate() {
-            self.busy[sector as usize] = false;
+            self.busy[sector as usize] = self.busy[sector as usize].saturating_sub(1);
             if kind == Kind::Read {
                 if ok && !begun.overtaken {
                     self.check_read(op, sector, &bytes[i * 512..(i + 1) * 512])?;
@@ -214,7 +231,7 @@ impl Model {
     fn make_room(&mut self, size: u64) {
         let len = self.sectors.len().max(size as usize);
         self.sectors.resize(len, vec![ZEROS]);
-        self.busy.resize(len, false);
+        self.busy.resize(len, 0);
     }
 
     /// A change of the whole disk begins.
@@ -299,7 +316,7 @@ impl Model {
         self.applying = false;
         self.clock += 1;
         self.begun.clear();
-        self.busy.fill(false);
+        self.busy.fill(0);
         for (sector, history) in self.sectors.iter_mut().enumerate().take(size as usize) {
             let found = &bytes[sector * 512..(sector + 1) * 512];
             let Some(entry) = history.iter().find(|e| sector_bytes(sector as u64, e.tag) == found) else {

@@ -28,14 +28,16 @@ pub(super) struct SimDisk {
     log: Vec<Change>,
     /// How many changes were made durable and dropped from the log.
     dropped: u64,
+    /// The file cannot get longer than this.
+    limit: u64,
 }
 
-/// No simulated file grows past this: a larger offset is an engine's mistake, and gets an error as from a full disk.
-const MAX_LEN: u64 = 1 << 30;
+/// No simulated file grows past this, or less: a larger offset is an engine's mistake, and gets an error as from a full disk.
+pub(super) const MAX_LEN: u64 = 1 << 30;
 
 impl SimDisk {
-    pub(super) fn new(content: Vec<u8>) -> Self {
-        Self { durable: content.clone(), current: content, log: Vec::new(), dropped: 0 }
+    pub(super) fn new(content: Vec<u8>, limit: u64) -> Self {
+        Self { durable: content.clone(), current: content, log: Vec::new(), dropped: 0, limit }
     }
 
     pub(super) fn content(&self) -> &[u8] {
@@ -58,15 +60,18 @@ impl SimDisk {
             }
             Op::Write { offset, data } => {
                 let n = segs_len(data) as usize;
+                if offset.saturating_add(n as u64) > self.limit {
+                    return Err(io::Error::from_raw_os_error(libc::EFBIG));
+                }
                 let mut bytes = Buffer::zeroed(n);
                 bytes.gather(0, data);
                 self.change(*offset, bytes.to_vec(), true)?;
                 Ok(n)
             }
-            Op::WriteZeroes { offset, len } => self.change(*offset, zeros(*len)?, true),
+            Op::WriteZeroes { offset, len } => self.change(*offset, self.zeros(*len)?, true),
             Op::Punch { offset, len } => {
                 let end = (self.current.len() as u64).min(offset.saturating_add(*len));
-                self.change((*offset).min(end), zeros(end.saturating_sub(*offset))?, false)
+                self.change((*offset).min(end), self.zeros(end.saturating_sub(*offset))?, false)
             }
             Op::Allocate { offset, len } => {
                 let end = offset.saturating_add(*len);
@@ -80,8 +85,12 @@ impl SimDisk {
         }
     }
 
+    fn zeros(&self, len: u64) -> io::Result<Vec<u8>> {
+        if len > self.limit { Err(io::Error::from_raw_os_error(libc::EFBIG)) } else { Ok(vec![0; len as usize]) }
+    }
+
     fn set_length(&mut self, len: u64) -> io::Result<usize> {
-        if len > MAX_LEN {
+        if len > self.limit {
             return Err(io::Error::from_raw_os_error(libc::EFBIG));
         }
         let change =
@@ -93,7 +102,7 @@ impl SimDisk {
 
     fn change(&mut self, offset: u64, bytes: Vec<u8>, extend: bool) -> io::Result<usize> {
         let end = offset.saturating_add(bytes.len() as u64);
-        if end > MAX_LEN {
+        if end > self.limit {
             return Err(io::Error::from_raw_os_error(libc::EFBIG));
         }
         let length = (extend && end > self.current.len() as u64).then_some(end as usize);
@@ -138,23 +147,26 @@ impl SimDisk {
         }
     }
 
-    /// The power failed: each change is kept, lost, or torn.
-    pub(super) fn cut_power(&mut self, rng: &mut Rng) {
+    /// The power failed: each change is kept, lost, or torn. `tell` hears where it lies, how long it is, and what became of it.
+    pub(super) fn cut_power(&mut self, rng: &mut Rng, mut tell: impl FnMut(usize, usize, &'static str)) {
         for change in std::mem::take(&mut self.log) {
-            match rng.below(3) {
-                _ if change.dropped => {}
-                0 => {}
-                1 => apply(&mut self.durable, &change, |_| true),
-                _ => apply(&mut self.durable, &change, |_| rng.one_in(2)),
-            }
+            let fate = match rng.below(3) {
+                _ if change.dropped => "lost by a failed flush",
+                0 => "lost",
+                1 => {
+                    apply(&mut self.durable, &change, |_| true);
+                    "kept"
+                }
+                _ => {
+                    apply(&mut self.durable, &change, |_| rng.one_in(2));
+                    "torn"
+                }
+            };
+            tell(change.offset, change.bytes.len(), fate);
             self.dropped += 1;
         }
         self.current.clone_from(&self.durable);
     }
-}
-
-fn zeros(len: u64) -> io::Result<Vec<u8>> {
-    if len > MAX_LEN { Err(io::Error::from_raw_os_error(libc::EFBIG)) } else { Ok(vec![0; len as usize]) }
 }
 
 /// The sectors of a change that reached the file before the end.

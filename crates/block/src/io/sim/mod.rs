@@ -12,6 +12,7 @@
 
 mod disk;
 mod rng;
+mod words;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use self::disk::SimDisk;
 pub use self::rng::Rng;
+use self::words::{barrier_name, describe};
 use super::{
     Barrier, Completion, Driver, File, FileOps, FileTraits, LockError, LockMasks, Notify, Op, OpenMode, Storage, Work,
     segs_len,
@@ -39,6 +41,8 @@ pub struct Faults {
     pub short: u32,
     /// Flushes fail, and what they should have made durable may be lost.
     pub flush: u32,
+    /// Operations take far longer than others.
+    pub slow: u32,
 }
 
 /// One operation in flight.
@@ -46,6 +50,8 @@ struct Pending {
     queue: usize,
     token: u64,
     what: What,
+    /// Others go before it, nearly always.
+    slow: bool,
 }
 
 /// What is to be carried out.
@@ -68,8 +74,8 @@ struct SimFile {
 }
 
 impl SimFile {
-    fn new(content: Vec<u8>) -> Self {
-        Self { disk: SimDisk::new(content), locks: BTreeMap::new(), device: false }
+    fn new(content: Vec<u8>, limit: u64) -> Self {
+        Self { disk: SimDisk::new(content, limit), locks: BTreeMap::new(), device: false }
     }
 
     fn would_grow(&self, op: &Op) -> bool {
@@ -100,6 +106,8 @@ struct State {
     trace: Option<Vec<String>>,
     handles: u64,
     ticks: u64,
+    /// Files that are made from now on cannot get longer than this.
+    limit: u64,
 }
 
 /// The world. Clones share it.
@@ -138,6 +146,7 @@ impl World {
             trace: None,
             handles: 0,
             ticks: 0,
+            limit: disk::MAX_LEN,
         };
         Self { state: Arc::new((Mutex::new(state), Condvar::new())) }
     }
@@ -149,6 +158,11 @@ impl World {
     /// From now on operations fail this often.
     pub fn set_faults(&self, faults: Faults) {
         self.lock().faults = faults;
+    }
+
+    /// Files that are made from now on cannot get longer than this many bytes (1 GiB otherwise).
+    pub fn limit_files(&self, bytes: u64) {
+        self.lock().limit = bytes.min(disk::MAX_LEN);
     }
 
     /// From now on flushes made for this reason do nothing (and say that all is well).
@@ -187,7 +201,8 @@ impl World {
     /// Puts a file with this content there, durably.
     pub fn put(&self, path: &Path, content: Vec<u8>) {
         let mut state = self.lock();
-        state.files.push(SimFile::new(content));
+        let file = SimFile::new(content, state.limit);
+        state.files.push(file);
         let index = state.files.len() - 1;
         state.names.insert(path.to_path_buf(), index);
         state.durable_names.insert(path.to_path_buf(), index);
@@ -214,8 +229,9 @@ impl World {
         if state.pending.is_empty() {
             return false;
         }
-        let pick = state.pick();
-        state.carry_out(pick);
+        if let Some(pick) = state.pick() {
+            state.carry_out(pick);
+        }
         true
     }
 
@@ -230,9 +246,13 @@ impl World {
         let mut state = self.lock();
         state.note(|| "power cut".into());
         state.abandon_pending();
-        let State { files, rng, .. } = &mut *state;
-        for file in files {
-            file.disk.cut_power(rng);
+        let State { files, rng, trace, .. } = &mut *state;
+        for (index, file) in files.iter_mut().enumerate() {
+            file.disk.cut_power(rng, |offset, len, fate| {
+                if let Some(trace) = trace {
+                    trace.push(format!("  file {index} {offset:#x}+{len:#x} {fate}"));
+                }
+            });
             file.locks.clear();
         }
         let mut names = state.durable_names.clone();
@@ -267,7 +287,9 @@ impl State {
     }
 
     /// Takes an operation to be carried out: at once, or when the seed says.
-    fn take(&mut self, pending: Pending) {
+    fn take(&mut self, mut pending: Pending) {
+        let slow = u64::from(self.faults.slow);
+        pending.slow = slow != 0 && self.rng.one_in(slow);
         if self.orderly {
             self.carry_out(pending);
         } else {
@@ -275,11 +297,19 @@ impl State {
         }
     }
 
-    /// Takes an operation in flight (there is one).
-    fn pick(&mut self) -> Pending {
-        let n = self.pending.len() as u64;
-        let pick = self.rng.below(n) as usize;
-        self.pending.swap_remove(pick)
+    /// Takes an operation in flight; None if those that there are want to take their time.
+    fn pick(&mut self) -> Option<Pending> {
+        let quick: Vec<usize> = (0..self.pending.len()).filter(|&at| !self.pending[at].slow).collect();
+        let all = self.pending.len() as u64;
+        let pick = if quick.is_empty() || (quick.len() as u64) < all && self.rng.one_in(32) {
+            if all == 0 || (quick.is_empty() && !self.rng.one_in(8)) {
+                return None;
+            }
+            self.rng.below(all) as usize
+        } else {
+            quick[self.rng.below(quick.len() as u64) as usize]
+        };
+        Some(self.pending.swap_remove(pick))
     }
 
     /// Operations in flight at the end: each may have reached its file, wholly or in part.
@@ -298,7 +328,7 @@ impl State {
     }
 
     fn carry_out(&mut self, pending: Pending) {
-        let Pending { queue, token, what } = pending;
+        let Pending { queue, token, what, .. } = pending;
         let (file, op, covers) = match what {
             What::Io { file, op, covers } => (file, op, covers),
             What::Work(work) => {
@@ -369,31 +399,6 @@ impl State {
     }
 }
 
-fn barrier_name(barrier: Barrier) -> &'static str {
-    match barrier {
-        Barrier::Data => "data",
-        Barrier::NewRefblocks => "new refblocks",
-        Barrier::BeforeMapping => "before mapping",
-        Barrier::Mapping => "mapping",
-        Barrier::NewRefTable => "new refcount table",
-        Barrier::BeforeHeader => "before header",
-        Barrier::Header => "header",
-        Barrier::Create => "create",
-    }
-}
-
-fn describe(op: &Op) -> String {
-    match op {
-        Op::Read { offset, data } => format!("read {offset:#x}+{:#x}", segs_len(data)),
-        Op::Write { offset, data } => format!("write {offset:#x}+{:#x}", segs_len(data)),
-        Op::WriteZeroes { offset, len } => format!("zero {offset:#x}+{len:#x}"),
-        Op::Punch { offset, len } => format!("punch {offset:#x}+{len:#x}"),
-        Op::Allocate { offset, len } => format!("allocate {offset:#x}+{len:#x}"),
-        Op::SetLength { len } => format!("set length {len:#x}"),
-        Op::Flush { barrier } => format!("flush ({})", barrier_name(*barrier)),
-    }
-}
-
 struct Handle {
     world: World,
     index: usize,
@@ -444,7 +449,8 @@ impl World {
     }
 
     fn add_file(&self, state: &mut State) -> usize {
-        state.files.push(SimFile::new(Vec::new()));
+        let file = SimFile::new(Vec::new(), state.limit);
+        state.files.push(file);
         state.files.len() - 1
     }
 }
@@ -544,11 +550,11 @@ impl Driver for SimQueue {
         let file = file as usize;
         let covers = state.files[file].disk.changes();
         let what = What::Io { file, op, covers };
-        state.take(Pending { queue: self.queue, token, what });
+        state.take(Pending { queue: self.queue, token, what, slow: false });
     }
 
     fn compute(&mut self, token: u64, work: Work) {
-        self.world.lock().take(Pending { queue: self.queue, token, what: What::Work(work) });
+        self.world.lock().take(Pending { queue: self.queue, token, what: What::Work(work), slow: false });
     }
 
     fn watch(&mut self, _fd: RawFd, _token: u64) -> io::Result<()> {
@@ -559,8 +565,9 @@ impl Driver for SimQueue {
         let mut state = self.world.lock();
         // A chaotic world runs on one thread: whoever blocks in it lets it go on.
         while block && !state.orderly && state.done[self.queue].is_empty() && !state.pending.is_empty() {
-            let pick = state.pick();
-            state.carry_out(pick);
+            if let Some(pick) = state.pick() {
+                state.carry_out(pick);
+            }
         }
         while block && state.orderly && state.done[self.queue].is_empty() && !state.notified[self.queue] {
             state = self.world.state.1.wait(state).unwrap_or_else(PoisonError::into_inner);
