@@ -110,7 +110,7 @@ impl Disk {
         self.alone(async move |disk, queue| disk.resize_on(queue, bytes).await)
     }
 
-    fn alone<T: 'static>(
+    pub(crate) fn alone<T: 'static>(
         self: &Arc<Self>,
         work: impl AsyncFnOnce(&Self, &Rc<Queue>) -> Result<T> + 'static,
     ) -> Result<T> {
@@ -196,7 +196,7 @@ impl Disk {
     }
 
     /// Makes a change of the topmost layer, an image, alone with it. The caller holds [`Disk::changes`].
-    async fn change<T>(&self, queue: &Rc<Queue>, work: impl AsyncFnOnce(&Image) -> Result<T>) -> Result<T> {
+    pub(crate) async fn change<T>(&self, queue: &Rc<Queue>, work: impl AsyncFnOnce(&Image) -> Result<T>) -> Result<T> {
         let mut closed = self.grace().close().await;
         let node = self.node();
         let Node::Qcow2(image) = &*node else {

@@ -6,6 +6,7 @@
 //! [`data`] reads and writes the data itself; [`compressed`] reads and [`compress`] writes
 //! compressed clusters by means of [`codec`]; [`layout`] keeps guest data off the metadata;
 //! [`open`] validates an image and [`create`] makes one; [`check`] finds and repairs damage.
+//! [`bitmaps`] keep the persistent dirty bitmaps.
 //! [`snapshot`] and [`resize`] change an image as a whole, alone with it: they work on the file by means of [`tree`], [`run`] and
 //! [`snapshot_table`], and then it is read again ([`reload`]).
 //!
@@ -17,6 +18,7 @@
 //! ([`Image::commit_lock`]), then that of refcount block reads ([`Image::refblock_loads`]), all held across I/O by tasks; last,
 //! and never across I/O, the metadata lock ([`Image::meta`]).
 
+mod bitmaps;
 pub(crate) mod check;
 mod codec;
 mod commit;
@@ -53,6 +55,7 @@ use std::task::Waker;
 use cowhand_qcow2::cipher::Cipher;
 use cowhand_qcow2::{FormatError, Geometry, Header, HostOffset, L1Entry};
 
+use self::bitmaps::Live;
 use self::compressed::DecodedCache;
 use self::data::DataFile;
 use self::layout::Layout;
@@ -152,6 +155,10 @@ pub(crate) struct Image {
     /// Counts finished commits: of several flushes that wait, one commits for all.
     commits: AtomicU64,
     grace: Arc<Grace>,
+    /// The enabled dirty bitmaps.
+    live: Live,
+    /// Those that have been enabled since, for the image that takes this one's place.
+    joining: Mutex<Live>,
 }
 
 impl Image {

@@ -2,7 +2,7 @@
 //! opening. So a change has to get right what is in the file, and nothing else.
 //!
 //! What belongs to the open file goes over: the file and its locks, its cipher, what its flushes have come to, the requests in
-//! flight.
+//! flight, the bits of enabled bitmaps.
 
 use std::rc::Rc;
 
@@ -25,6 +25,7 @@ impl Image {
         let mut image = opening.finish_as(queue, links, self.cipher.clone(), self.options, size).await?;
         image.flushes = self.flushes.clone();
         image.grace = self.grace.clone();
+        image.live = self.live_for(queue, &image).await?;
         Ok(image)
     }
 }
