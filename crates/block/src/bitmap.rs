@@ -138,8 +138,13 @@ impl Disk {
         let node = self.node();
         let image = with_bitmaps(&node)?;
         image.check_bitmaps_writable()?;
+        // Before anyone has to wait.
+        change.check(queue, image).await?;
         if change.in_memory(image) {
             let _closed = self.grace().close().await;
+            if self.grace().is_broken() {
+                return Err(self.broken());
+            }
             return change.make(queue, image).await;
         }
         self.change(queue, async |image| change.make(queue, image).await).await
@@ -170,6 +175,19 @@ impl BitmapChange {
         match self {
             Self::Clear(name) | Self::Merge { into: name, .. } => image.is_tracked(name),
             Self::Create { .. } | Self::Remove(_) | Self::Enable(_) | Self::Disable(_) => false,
+        }
+    }
+
+    /// Why it cannot be made, as far as that can be told before.
+    async fn check(&self, queue: &Rc<Queue>, image: &Image) -> Result<()> {
+        match self {
+            Self::Create { name, granularity, .. } => image.check_new_bitmap(queue, name, *granularity).await,
+            Self::Remove(name) => image.check_bitmap_removable(queue, name).await,
+            Self::Enable(name) | Self::Disable(name) | Self::Clear(name) => image.check_bitmap(queue, name).await,
+            Self::Merge { into, from } => {
+                image.check_bitmap(queue, into).await?;
+                image.check_bitmap(queue, from).await
+            }
         }
     }
 

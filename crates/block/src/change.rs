@@ -197,6 +197,10 @@ impl Disk {
 
     /// Makes a change of the topmost layer, an image, alone with it. The caller holds [`Disk::changes`].
     pub(crate) async fn change<T>(&self, queue: &Rc<Queue>, work: impl AsyncFnOnce(&Image) -> Result<T>) -> Result<T> {
+        // What is in memory does not fit the file any more.
+        if self.grace().is_broken() {
+            return Err(self.broken());
+        }
         let mut closed = self.grace().close().await;
         let node = self.node();
         let Node::Qcow2(image) = &*node else {

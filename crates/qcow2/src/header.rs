@@ -11,7 +11,7 @@ mod raw;
 mod switch;
 
 pub use create::CreateParams;
-pub use switch::HeaderSwitch;
+pub use switch::{HeaderStep, HeaderSwitch};
 
 use crate::error::FormatError;
 use crate::extension::{BitmapsExtension, Extension, ExtensionKind, LuksExtension};

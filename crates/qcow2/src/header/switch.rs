@@ -22,13 +22,16 @@ const NAME_OFFSET_AT: usize = 8;
 /// Bytes of an extension's type and length, and of the mark that ends them.
 const HEAD: usize = 8;
 
+/// Writes of whole sectors, by their offset in the file, that become durable together or in any order.
+pub type HeaderStep = Vec<(u64, Vec<u8>)>;
+
 /// How one header takes another's place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeaderSwitch {
     /// What is to be written, step by step: offsets in the file, and whole sectors. Each step must be durable before the next.
     /// A step that is torn leaves a header that says what the old or the new one does; in between the bitmaps' autoclear bit
     /// may be off.
-    pub steps: Vec<Vec<(u64, Vec<u8>)>>,
+    pub steps: Vec<HeaderStep>,
     /// The header after the last step. The order of its extensions may be another than was asked for, and the table of
     /// features' names, which is there for people, is given up if there is no room otherwise.
     pub header: Header,
@@ -83,7 +86,7 @@ impl Header {
             arrangements = vec![front, self.clone(), back];
         }
         if at(ExtensionKind::FeatureNames).is_some() {
-            let nameless: Vec<_> = arrangements.iter().cloned().collect();
+            let nameless = arrangements.clone();
             arrangements.extend(nameless.into_iter().map(|mut header| {
                 header.set_extension(ExtensionKind::FeatureNames, None);
                 header
@@ -219,7 +222,7 @@ impl Laid {
     }
 
     /// The writes that lead from here to `new`; `None` if there is no safe way.
-    fn steps_to(&self, new: &Self) -> Option<Vec<Vec<(u64, Vec<u8>)>>> {
+    fn steps_to(&self, new: &Self) -> Option<Vec<HeaderStep>> {
         let sectors = self.bytes.len() / SECTOR;
         let behind: Vec<usize> = (1..sectors).filter(|&s| self.sector(s) != new.sector(s)).collect();
         let rest: Vec<_> = behind.iter().map(|&s| ((s * SECTOR) as u64, new.sector(s).to_vec())).collect();

@@ -21,7 +21,7 @@ use crate::qcow2::{HeaderState, Image};
 use crate::queue::Queue;
 
 /// What the tables of all bitmaps of an image that is to be written may take together, in bytes: they are read when it is opened.
-const TABLES_MAX: u64 = 16 << 20;
+pub(super) const TABLES_MAX: u64 = 16 << 20;
 
 /// The bitmap directory.
 #[derive(Clone, Debug, Default)]
@@ -37,7 +37,7 @@ pub(crate) struct Directory {
 impl Directory {
     /// Reads the directory that `header` vouches for; an empty one if it does not.
     pub(crate) async fn read(queue: &Rc<Queue>, file: &File, path: &Path, header: &Header) -> Result<Self> {
-        let damaged = |e: FormatError| damaged(path, header, &e.to_string());
+        let damaged = |e: FormatError| damaged(path, &e.to_string());
         let Some(place) = header.bitmaps_extension().map_err(damaged)? else { return Ok(Self::default()) };
         Self::read_at(queue, file, path, header, place, true).await
     }
@@ -66,17 +66,22 @@ impl Directory {
     ) -> Result<Self> {
         let io_error = |e| Error::io("cannot read the bitmap directory", e).at_path(path);
         let offset = place.directory_offset.get();
-        check_there(file, path, header, "the bitmap directory", offset, place.directory_size)?;
+        check_there(file, path, "the bitmap directory", offset, place.directory_size)?;
         // Bounded where the extension is parsed.
         let bytes = queue.read_buffer(file, offset, place.directory_size as usize).await.map_err(io_error)?;
         let entries = DirectoryEntry::parse_directory(&bytes, place.nb_bitmaps, &header.geometry());
-        let entries = entries.map_err(|e| damaged(path, header, &e.to_string()).at_offset(offset))?;
+        let entries = entries.map_err(|e| damaged(path, &e.to_string()).at_offset(offset))?;
         Ok(Self { entries, place: Some(place), vouched })
     }
 
     /// Whether the header vouches for it.
     pub(super) fn is_vouched(&self) -> bool {
         self.vouched
+    }
+
+    /// Bytes of all tables.
+    pub(super) fn tables_len(&self) -> u64 {
+        self.entries.iter().map(|entry| u64::from(entry.table_size) * 8).sum()
     }
 
     pub(crate) fn find(&self, name: &[u8]) -> Option<&DirectoryEntry> {
@@ -101,11 +106,11 @@ impl Directory {
             first..first + bits.clusters_for(bytes)
         };
         let Some(place) = self.place.filter(|_| self.vouched) else { return Ok(Vec::new()) };
-        let tables: u64 = self.entries.iter().map(|entry| u64::from(entry.table_size) * 8).sum();
+        let tables = self.tables_len();
         if tables > TABLES_MAX {
             let message = format!(
                 "the tables of its bitmaps take {tables} bytes, more than the {TABLES_MAX} that are read; open it with \
-                 readonly=on, or remove some"
+                 readonly=on, or remove some ('qemu-img bitmap --remove')"
             );
             return Err(Error::new(ErrorKind::Unsupported, message).at_path(path));
         }
@@ -116,7 +121,7 @@ impl Directory {
             if misfit && !entry.flags.contains(BitmapFlags::IN_USE) {
                 let name = String::from_utf8_lossy(&entry.name);
                 let problem = format!("the table of the bitmap '{name}' does not fit the disk's size");
-                return Err(damaged(path, header, &problem));
+                return Err(damaged(path, &problem));
             }
             parts.push(part("bitmap table", run(entry.table_offset, u64::from(entry.table_size) * 8)));
             let table = read_table(queue, file, path, header, entry).await?;
@@ -152,22 +157,22 @@ async fn read_table(
     if len == 0 {
         return Ok(Vec::new());
     }
-    check_there(file, path, header, &format!("the table of the bitmap '{name}'"), offset, len)?;
+    check_there(file, path, &format!("the table of the bitmap '{name}'"), offset, len)?;
     let read = queue.read_buffer(file, offset, len as usize).await;
     let bytes = read.map_err(|e| Error::io("cannot read a bitmap's table", e).at_path(path).at_offset(offset))?;
     let geometry: Geometry = header.geometry();
     let entries = bytes.chunks_exact(8).map(|raw| BitmapTableEntry::decode(be64(raw), &geometry));
     let entries: std::result::Result<Vec<_>, FormatError> = entries.collect();
-    let entries = entries.map_err(|e| damaged(path, header, &format!("in the bitmap '{name}', {e}")))?;
+    let entries = entries.map_err(|e| damaged(path, &format!("in the bitmap '{name}', {e}")))?;
     for entry in &entries {
         if let BitmapTableEntry::Cluster(host) = entry {
-            check_there(file, path, header, &format!("the bitmap '{name}'"), host.get(), header.cluster_bits.size())?;
+            check_there(file, path, &format!("the bitmap '{name}'"), host.get(), header.cluster_bits.size())?;
         }
     }
     Ok(entries)
 }
 
-fn damaged(path: &Path, _header: &Header, problem: &str) -> Error {
+fn damaged(path: &Path, problem: &str) -> Error {
     let message = format!(
         "the image's bitmaps are damaged: {problem}; open it with readonly=on, or repair it ('qemu-img check -r all')"
     );
@@ -175,11 +180,11 @@ fn damaged(path: &Path, _header: &Header, problem: &str) -> Error {
 }
 
 /// Bitmaps are written whole clusters at a time: what is missing was cut off.
-fn check_there(file: &File, path: &Path, header: &Header, what: &str, offset: u64, len: u64) -> Result<()> {
+fn check_there(file: &File, path: &Path, what: &str, offset: u64, len: u64) -> Result<()> {
     let end = file.length().map_err(|e| Error::io("cannot tell the file's length", e).at_path(path))?;
     if offset.checked_add(len).is_none_or(|there| there > end) {
         let problem = format!("{what} ends past the end of the file");
-        return Err(damaged(path, header, &problem).at_offset(offset));
+        return Err(damaged(path, &problem).at_offset(offset));
     }
     Ok(())
 }
@@ -209,7 +214,7 @@ impl Image {
         if len > limits::BITMAP_BYTES_MAX || self.geometry.cluster_bits.clusters_for(len) != table.len() as u64 {
             let name = String::from_utf8_lossy(&entry.name);
             let problem = format!("the table of the bitmap '{name}' does not fit the disk's size");
-            return Err(damaged(&self.path, &header, &problem));
+            return Err(damaged(&self.path, &problem));
         }
         let bits = Bits::of(entry, self.size);
         for (i, entry) in table.iter().enumerate() {

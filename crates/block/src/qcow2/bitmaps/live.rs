@@ -10,6 +10,7 @@ use std::rc::Rc;
 use cowhand_qcow2::{Autoclear, BitmapFlags, DirectoryEntry, limits};
 
 use super::bits::Bits;
+use super::directory::TABLES_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::qcow2::Image;
 use crate::queue::Queue;
@@ -160,6 +161,10 @@ impl Image {
         let grown: u64 = live.iter().filter(|e| !good(e)).map(|entry| entry.data_len(size)).sum();
         if grown > limits::BITMAP_BYTES_MAX {
             return refuse("its enabled bitmaps would take too much memory; remove some first".into());
+        }
+        let tables: u64 = directory.entries.iter().map(|entry| self.bitmap_table_len(entry, size)).sum();
+        if tables.max(directory.tables_len()) > TABLES_MAX {
+            return refuse("the tables of its bitmaps would be too large; remove some first".into());
         }
         let mut held = Vec::new();
         for entry in directory.entries.iter().filter(|entry| good(entry)) {

@@ -88,6 +88,28 @@ impl Image {
         Ok(entry)
     }
 
+    /// Whether there is a bitmap of that name, which may be used.
+    pub(crate) async fn check_bitmap(&self, queue: &Rc<Queue>, name: &str) -> Result<()> {
+        self.usable(&self.any_directory(queue).await?, name).map(drop)
+    }
+
+    /// Whether there is one, which may be removed.
+    pub(crate) async fn check_bitmap_removable(&self, queue: &Rc<Queue>, name: &str) -> Result<()> {
+        self.removable(&self.any_directory(queue).await?, name)
+    }
+
+    fn removable(&self, directory: &Directory, name: &str) -> Result<()> {
+        match directory.find(name.as_bytes()) {
+            Some(entry) if entry.flags.contains(BitmapFlags::IN_USE) => Ok(()),
+            _ => self.usable(directory, name).map(drop),
+        }
+    }
+
+    /// Whether a bitmap can be made.
+    pub(crate) async fn check_new_bitmap(&self, queue: &Rc<Queue>, name: &str, granularity: Option<u64>) -> Result<()> {
+        self.new_bitmap(&self.directory(queue).await?, name, granularity).map(drop)
+    }
+
     async fn found(&self, queue: &Rc<Queue>, directory: &Directory, name: &str) -> Result<Found> {
         let entry = self.usable(directory, name)?;
         Ok(match self.live(&entry.name) {
@@ -177,17 +199,22 @@ impl Image {
         if len > limits::BITMAP_BYTES_MAX {
             return refuse(format!("a bitmap of that granularity would take {len} bytes; take a larger one"));
         }
+        if directory.tables_len() + self.bitmap_table_len(&entry, self.size) > directory::TABLES_MAX {
+            return refuse(
+                "the tables of all bitmaps would be too large; take a larger granularity, or remove some".into(),
+            );
+        }
         Ok(entry)
+    }
+
+    /// Bytes of a bitmap's table for a disk of `size` bytes.
+    fn bitmap_table_len(&self, entry: &DirectoryEntry, size: u64) -> u64 {
+        self.geometry.cluster_bits.clusters_for(entry.data_len(size)) * 8
     }
 
     pub(crate) async fn remove_bitmap(&self, queue: &Rc<Queue>, name: &str) -> Result<()> {
         let directory = self.any_directory(queue).await?;
-        let Some(entry) = directory.find(name.as_bytes()) else {
-            return Err(self.bitmap_error(ErrorKind::NotFound, format!("there is no bitmap '{name}'")));
-        };
-        if !entry.is_usable() && !entry.flags.contains(BitmapFlags::IN_USE) {
-            self.usable(&directory, name)?;
-        }
+        self.removable(&directory, name)?;
         let mut entries = directory.entries.clone();
         entries.retain(|entry| entry.name != name.as_bytes());
         self.switch_directory(queue, &directory, entries, directory.is_vouched()).await
