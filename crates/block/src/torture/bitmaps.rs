@@ -235,7 +235,8 @@ impl Story {
             }
         }
         let clean = end < 2 && self.close(&disk, end == 0)? && !self.failed;
-        if end == 3 {
+        // What a change that is cut short has written may be in the page cache alone: a later power cut would bring back what was before.
+        if end == 3 && self.changing.is_none() {
             self.world.kill_process();
         } else {
             self.world.cut_power();
