@@ -119,7 +119,7 @@ impl Disk {
         self.alone(async move |disk, queue| disk.resize_on(queue, bytes, preallocation).await)
     }
 
-    fn alone<T: 'static>(
+    pub(crate) fn alone<T: 'static>(
         self: &Arc<Self>,
         work: impl AsyncFnOnce(&Self, &Rc<Queue>) -> Result<T> + 'static,
     ) -> Result<T> {
@@ -209,7 +209,11 @@ impl Disk {
     }
 
     /// Makes a change of the topmost layer, an image, alone with it. The caller holds [`Disk::changes`].
-    async fn change<T>(&self, queue: &Rc<Queue>, work: impl AsyncFnOnce(&Image) -> Result<T>) -> Result<T> {
+    pub(crate) async fn change<T>(&self, queue: &Rc<Queue>, work: impl AsyncFnOnce(&Image) -> Result<T>) -> Result<T> {
+        // What is in memory does not fit the file any more.
+        if self.grace().is_broken() {
+            return Err(self.broken());
+        }
         let mut closed = self.grace().close().await;
         let node = self.node();
         let Node::Qcow2(image) = &*node else {

@@ -381,6 +381,9 @@ impl DiskQueue {
         let Some((file, place)) = node.mapped(offset, segs_len(&data), write).filter(fits) else {
             return Err(if write { Request::Write { offset, data } } else { Request::Read { offset, data } });
         };
+        if write {
+            node.mark_dirty(offset, segs_len(&data));
+        }
         let direct = Direct { tag, ticket, write, offset: place };
         let slot = match self.free.pop() {
             Some(slot) => {

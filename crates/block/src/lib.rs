@@ -2,6 +2,7 @@
 //!
 //! It knows nothing of virtio, of KVM or of the command line.
 
+mod bitmap;
 mod chain;
 mod change;
 pub mod check;
@@ -30,6 +31,7 @@ mod testing;
 #[cfg(test)]
 mod torture;
 
+pub use bitmap::{BitmapInfo, BitmapState};
 pub use chain::OpenPolicy;
 pub use change::SnapshotInfo;
 pub use disk::{Disk, DiskQueue, LayerInfo};

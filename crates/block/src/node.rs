@@ -87,6 +87,13 @@ impl Node {
         }
     }
 
+    /// The range is about to be written where it lies.
+    pub(crate) fn mark_dirty(&self, offset: u64, len: u64) {
+        if let Self::Qcow2(image) = self {
+            image.mark_dirty(offset, len);
+        }
+    }
+
     pub(crate) async fn read(&self, queue: &Rc<Queue>, offset: u64, data: &[IoSeg]) -> Result<()> {
         match self {
             Self::Raw(raw) => raw.read(queue, offset, data).await,
@@ -141,7 +148,13 @@ impl Node {
     pub(crate) async fn finish(&self, queue: &Rc<Queue>) -> Result<()> {
         match self {
             Self::Raw(raw) => raw.flush(queue).await,
-            Self::Qcow2(image) => image.watched(queue, image.finish(queue)).await,
+            Self::Qcow2(image) => {
+                let work = async {
+                    image.finish(queue).await?;
+                    image.save_bitmaps(queue).await
+                };
+                image.watched(queue, work).await
+            }
         }
     }
 }

@@ -1,14 +1,17 @@
 //! The image header: its fields, what they mean together, and changes to it.
 //! (Specification, "Header", "Additional fields", "Header extensions".)
 //!
-//! `parse` reads and validates, `encode` writes, `create` makes the header of a new image.
+//! `parse` reads and validates, `encode` writes, `switch` changes the extensions of an image in use, `create` makes the header of
+//! a new image.
 
 mod create;
 mod encode;
 mod parse;
 mod raw;
+mod switch;
 
 pub use create::CreateParams;
+pub use switch::{HeaderStep, HeaderSwitch};
 
 use crate::error::FormatError;
 use crate::extension::{BitmapsExtension, Extension, ExtensionKind, LuksExtension};

@@ -35,7 +35,7 @@ pub use error::{ErrorClass, Field, FormatError};
 pub use extension::{BitmapsExtension, Extension, ExtensionKind, LuksExtension};
 pub use feature::{Autoclear, Compatible, FeatureKind, FeatureName, Incompatible};
 pub use geometry::Geometry;
-pub use header::{Compression, CreateParams, CryptMethod, Header};
+pub use header::{Compression, CreateParams, CryptMethod, Header, HeaderSwitch};
 pub use luks::LuksError;
 pub use offset::{ClusterBits, GuestOffset, HostOffset};
 pub use refcount::RefTableEntry;

@@ -225,7 +225,8 @@ pub enum Barrier {
     NewRefTable,
     /// Tables and refcounts, before the header of an image in use names them.
     BeforeHeader,
-    /// The header: a new image's, before its making is reported; autoclear bits taken off, before the first write; or one that
+    /// The header: a new image's, before its making is reported; autoclear bits taken off, or bitmaps marked as in use, before
+    /// the first write; or one that
     /// names other tables, before those that it no longer names are freed, and before the change is reported.
     Header,
     /// A new image's structures, before it is named.

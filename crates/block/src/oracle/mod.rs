@@ -7,6 +7,7 @@
 //! A test that stands for one of the format's sharp edges carries the edge's number. A random test prints its seed;
 //! `COWHAND_ORACLE_SEED=n` plays it again.
 
+mod bitmap_test;
 mod check_test;
 mod compress_test;
 mod depth_test;

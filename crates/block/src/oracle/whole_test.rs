@@ -416,22 +416,6 @@ fn edge_35_what_is_not_known_of_snapshots_is_kept() {
 }
 
 #[test]
-fn an_image_with_bitmaps_changes_its_size_and_the_bitmaps_do_not_pretend_to_be_right() {
-    let (_dir, path) = image("cluster_size=64k", "4M");
-    qemu::img(&["bitmap", "--add", text(&path), "changes"]);
-    let disk = open(&path);
-    disk.resize(9 << 20).unwrap();
-    disk.resize(2 << 20).unwrap();
-    disk.close().unwrap();
-    drop(disk);
-    let bytes = content(&path);
-    assert!(bytes.len() == 2 << 20 && bytes[..300 << 10].iter().all(|&b| b == 9));
-    // The autoclear bit is gone: whoever knows bitmaps is told that these are stale.
-    assert_eq!(fs::read(&path).unwrap()[95] & 1, 0);
-    assert_eq!(qemu::run("qemu-img", &["check", "-r", "leaks", "-f", "qcow2", text(&path)]).status, 0);
-}
-
-#[test]
 fn many_snapshots_and_long_names_move_the_table_and_leave_no_leaks() {
     let (_dir, path) = image("cluster_size=512,refcount_bits=64", "4M");
     let disk = open(&path);

@@ -35,6 +35,7 @@ impl Image {
         if !bits.is_aligned(offset) || !(bits.is_aligned(len) || offset + len == self.size) {
             return refuse(ErrorKind::Invalid, "only whole clusters can be written compressed");
         }
+        self.mark_dirty(offset, len);
         let one = |done: u64| {
             let part = split_segs(data, done, cluster);
             async move { self.write_compressed_cluster(queue, offset + done, part).await }

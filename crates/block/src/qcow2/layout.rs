@@ -28,6 +28,9 @@ pub(super) enum Structure {
     SnapshotTable,
     SnapshotL1Table,
     EncryptionHeader,
+    BitmapDirectory,
+    BitmapTable,
+    BitmapData,
 }
 
 impl fmt::Display for Structure {
@@ -41,6 +44,9 @@ impl fmt::Display for Structure {
             Self::SnapshotTable => "snapshot table",
             Self::SnapshotL1Table => "snapshot's L1 table",
             Self::EncryptionHeader => "encryption header",
+            Self::BitmapDirectory => "bitmap directory",
+            Self::BitmapTable => "bitmap table",
+            Self::BitmapData => "bitmap's data",
         })
     }
 }

@@ -7,6 +7,7 @@
 //! compressed clusters by means of [`codec`]; [`layout`] keeps guest data off the metadata, [`owners`] metadata off other
 //! metadata, and [`corrupt`] is what follows when they find something;
 //! [`open`] validates an image ([`dirty`]: one that was not closed) and [`create`] makes one; [`check`] finds and repairs damage.
+//! [`bitmaps`] keep the persistent dirty bitmaps.
 //! [`snapshot`] and [`resize`] (with [`prealloc`]) change an image as a whole, alone with it: they work on the file by means of
 //! [`tree`], [`run`] and
 //! [`snapshot_table`], and then it is read again ([`reload`]).
@@ -19,6 +20,7 @@
 //! ([`Image::commit_lock`]), then that of refcount block reads ([`Image::refblock_loads`]), all held across I/O by tasks; last,
 //! and never across I/O, the metadata lock ([`Image::meta`]).
 
+mod bitmaps;
 pub(crate) mod check;
 mod codec;
 mod commit;
@@ -59,6 +61,7 @@ use std::task::Waker;
 use cowhand_qcow2::cipher::Cipher;
 use cowhand_qcow2::{FormatError, Geometry, Header, HostOffset, L1Entry};
 
+use self::bitmaps::Live;
 use self::compressed::DecodedCache;
 use self::data::DataFile;
 use self::layout::Layout;
@@ -162,6 +165,10 @@ pub(crate) struct Image {
     /// Counts finished commits: of several flushes that wait, one commits for all.
     commits: AtomicU64,
     grace: Arc<Grace>,
+    /// The enabled dirty bitmaps.
+    live: Live,
+    /// Those that have been enabled since, for the image that takes this one's place.
+    joining: Mutex<Live>,
 }
 
 impl Image {

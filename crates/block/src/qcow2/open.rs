@@ -7,6 +7,7 @@ use cowhand_qcow2::cipher::Cipher;
 use cowhand_qcow2::luks::{self, LuksError};
 use cowhand_qcow2::{Autoclear, CryptMethod, FormatError, Header, HostOffset, Incompatible, L1Entry, RefTableEntry};
 
+use super::bitmaps::{Directory, Live};
 use super::compressed::DecodedCache;
 use super::data::DataFile;
 use super::layout::{Layout, Overlap, Part, Structure};
@@ -139,7 +140,9 @@ impl Opening {
         let cipher = self.cipher(queue, secret).await?.map(Arc::new);
         let opening = if options.writable { self.cleaned(queue).await? } else { self };
         let size = opening.header.size;
-        opening.finish_as(queue, (backing, external), cipher, options, size).await
+        let mut image = opening.finish_as(queue, (backing, external), cipher, options, size).await?;
+        image.live = image.load_live(queue).await?;
+        Ok(image)
     }
 
     /// The same with a cipher that is open already, as an image of `size` bytes where that is not yet what the header says.
@@ -182,7 +185,9 @@ impl Opening {
         let layout = if options.writable {
             let snapshots = SnapshotTable::read(queue, &self.file, &self.path, &self.header).await?;
             let inactive = snapshots.l2_tables(queue, &self.file, &geometry).await;
-            self.layout(&l1, &table, &snapshots)?.with_inactive(inactive)
+            let bitmaps = Directory::read(queue, &self.file, &self.path, &self.header).await?;
+            let bitmaps = bitmaps.parts(queue, &self.file, &self.path, &self.header).await?;
+            self.layout(&l1, &table, &snapshots, bitmaps)?.with_inactive(inactive)
         } else {
             Layout::default()
         };
@@ -241,6 +246,8 @@ impl Opening {
             refblock_loads: Default::default(),
             commits: AtomicU64::new(0),
             grace: Arc::new(Grace::default()),
+            live: Live::new(),
+            joining: Default::default(),
         })
     }
 
@@ -275,7 +282,13 @@ impl Opening {
     }
 
     /// Where the image's metadata lies: no two structures in one place, and all refcounts inside the file.
-    fn layout(&self, l1: &[L1Entry], refcount_table: &[RefTableEntry], snapshots: &SnapshotTable) -> Result<Layout> {
+    fn layout(
+        &self,
+        l1: &[L1Entry],
+        refcount_table: &[RefTableEntry],
+        snapshots: &SnapshotTable,
+        bitmaps: Vec<Part>,
+    ) -> Result<Layout> {
         let header = &self.header;
         let geometry = header.geometry();
         let bits = geometry.cluster_bits;
@@ -298,6 +311,7 @@ impl Opening {
             self.check_there("a snapshot's L1 table", Some(snapshot.l1_table_offset), bytes)?;
             parts.push(part(Structure::SnapshotL1Table, snapshot.l1_table_offset, bytes));
         }
+        parts.extend(bitmaps);
         if let Some(luks) = header.luks_extension().map_err(corrupt)? {
             parts.push(part(Structure::EncryptionHeader, luks.offset, luks.len));
         }
@@ -344,14 +358,14 @@ impl Opening {
 impl Image {
     /// What has to be written before anything else is: only when all of the disk has been opened, and nothing can refuse it any more.
     pub(crate) async fn begin_writing(&self, queue: &Rc<Queue>) -> Result<()> {
-        // Of an external data file's raw view we take care.
-        let kept = Autoclear::RAW_DATA_FILE;
+        // Of an external data file's raw view we take care, and of bitmaps.
+        let kept = Autoclear::RAW_DATA_FILE | Autoclear::BITMAPS;
         let vouched = !self.header.lock().header.autoclear.difference(kept).is_empty();
         if self.writable && vouched {
             // What we do not keep up to date must not look valid to the next one who knows it. (Sharp edge 3.)
             self.update_header(queue, |header| header.autoclear = header.autoclear.intersection(kept)).await?;
             self.barrier(queue, Barrier::Header).await?;
         }
-        Ok(())
+        if self.writable { self.begin_tracking(queue).await } else { Ok(()) }
     }
 }

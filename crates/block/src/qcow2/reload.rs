@@ -2,7 +2,7 @@
 //! opening. So a change has to get right what is in the file, and nothing else.
 //!
 //! What belongs to the open file goes over: the file and its locks, its cipher, what its flushes have come to, the requests in
-//! flight.
+//! flight, the bits of enabled bitmaps.
 
 use std::rc::Rc;
 
@@ -28,6 +28,7 @@ impl Image {
         image.grace = self.grace.clone();
         // Version 2 cannot say it in the file.
         image.corrupt.fetch_or(self.is_corrupt(), Ordering::AcqRel);
+        image.live = self.live_for(queue, &image).await?;
         Ok(image)
     }
 }

@@ -52,7 +52,14 @@ impl Image {
 
     /// Makes the image `size` bytes large ([`check_resize`](Self::check_resize) has agreed).
     pub(crate) async fn resize(&self, queue: &Rc<Queue>, size: u64, preallocation: Preallocation) -> Result<()> {
-        if size > self.size() { self.grow(queue, size, preallocation).await } else { self.shrink(queue, size).await }
+        let work = async || {
+            if size > self.size() {
+                self.grow(queue, size, preallocation).await
+            } else {
+                self.shrink(queue, size).await
+            }
+        };
+        self.with_bitmaps_held(queue, size, work).await
     }
 
     async fn grow(&self, queue: &Rc<Queue>, size: u64, preallocation: Preallocation) -> Result<()> {

@@ -119,8 +119,14 @@ impl Image {
         self.set_active_copied_flags(queue).await
     }
 
-    /// Makes the disk what it was when the snapshot was taken.
+    /// Makes the disk what it was when the snapshot was taken. For bitmaps everything changes with that.
     pub(crate) async fn apply_snapshot(&self, queue: &Rc<Queue>, snapshot: &Snapshot) -> Result<()> {
+        self.mark_all_dirty();
+        let size = snapshot.disk_size.unwrap_or(self.header.lock().header.size);
+        self.with_bitmaps_held(queue, size, async || self.go_back_to(queue, snapshot).await).await
+    }
+
+    async fn go_back_to(&self, queue: &Rc<Queue>, snapshot: &Snapshot) -> Result<()> {
         let header = self.header.lock().header.clone();
         let size = snapshot.disk_size.unwrap_or(header.size);
         let old = self.read_l1(queue, header.l1_table_offset, header.l1_size).await?;

@@ -23,6 +23,7 @@ impl Image {
     pub(crate) async fn write(&self, queue: &Rc<Queue>, offset: u64, data: &[IoSeg]) -> Result<()> {
         self.check_writable()?;
         let len = segs_len(data);
+        self.mark_dirty(offset, len);
         let mut done = 0;
         while done < len {
             let at = offset + done;

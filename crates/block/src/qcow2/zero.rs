@@ -27,6 +27,7 @@ impl Image {
     /// Gives the whole clusters in the range back; afterwards they read as zeros. What is not a whole cluster stays as it is.
     pub(crate) async fn discard(&self, queue: &Rc<Queue>, offset: u64, len: u64) -> Result<()> {
         self.check_writable()?;
+        self.mark_dirty(offset, len);
         let (start, end) = self.whole_clusters(offset, len);
         if self.has_raw_data_file() {
             // Whoever reads the file by itself must not see what the guest does not: the clusters stay mapped, and read as zeros
@@ -43,6 +44,7 @@ impl Image {
     /// Makes the range read as zeros.
     pub(crate) async fn write_zeroes(&self, queue: &Rc<Queue>, offset: u64, len: u64, unmap: bool) -> Result<()> {
         self.check_writable()?;
+        self.mark_dirty(offset, len);
         let end = offset + len;
         if self.has_raw_data_file() {
             return self.write_zero_bytes(queue, offset, end).await;

@@ -98,6 +98,9 @@ impl<'a> Look<'a> {
             let what = format!("snapshot {}", String::from_utf8_lossy(&snapshot.id));
             self.count_tree(&what, snapshot.l1_table_offset, snapshot.l1_size, &mut references, false)?;
         }
+        for (offset, len) in super::bitmaps::places(self.image, header)? {
+            references.add(&self.geometry, offset, len);
+        }
         for (&index, &used) in &references.counts {
             let counted = self.counted(&blocks, index)?;
             if counted < used {

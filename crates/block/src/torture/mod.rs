@@ -4,6 +4,7 @@
 //! [`run`] plays one seed; the tests beside it play many, and show that the simulator bites: with any one barrier taken out, or any
 //! one [`Mutation`] made, some seed fails.
 
+mod bitmaps;
 mod check;
 mod freeze;
 mod model;
