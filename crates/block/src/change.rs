@@ -172,6 +172,7 @@ impl Disk {
         match &*node {
             Node::Raw(raw) => {
                 let mut closed = self.grace().close().await;
+                self.check_whole()?;
                 raw.flush(queue).await?;
                 closed.begin();
                 let resized = raw.resize(queue, bytes).await;
@@ -198,6 +199,7 @@ impl Disk {
     /// Makes a change of the topmost layer, an image, alone with it. The caller holds [`Disk::changes`].
     async fn change<T>(&self, queue: &Rc<Queue>, work: impl AsyncFnOnce(&Image) -> Result<T>) -> Result<T> {
         let mut closed = self.grace().close().await;
+        self.check_whole()?;
         let node = self.node();
         let Node::Qcow2(image) = &*node else {
             return Err(Error::new(ErrorKind::Unsupported, "only an image can change so").at_path(node.path()));

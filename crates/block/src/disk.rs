@@ -36,7 +36,7 @@ pub struct LayerInfo {
 /// An open disk, shared by its queues.
 pub struct Disk {
     spec: DiskSpec,
-    storage: Arc<dyn Storage>,
+    policy: OpenPolicy,
     /// The topmost layer. It is replaced only while the gate of `grace` is closed.
     node: Mutex<Arc<Node>>,
     /// How often the topmost layer has been replaced.
@@ -69,7 +69,7 @@ impl Disk {
         node.begin_writing(queue).await?;
         Ok(Arc::new(Self {
             spec: spec.clone(),
-            storage: policy.storage.clone(),
+            policy: policy.clone(),
             grace: node.grace().cloned().unwrap_or_default(),
             node: Mutex::new(node),
             generation: AtomicU64::new(0),
@@ -95,7 +95,22 @@ impl Disk {
     }
 
     pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
-        &self.storage
+        &self.policy.storage
+    }
+
+    pub(crate) fn policy(&self) -> &OpenPolicy {
+        &self.policy
+    }
+
+    /// Refuses if a change was cut short, so that what is in memory may not fit the file, and if the disk is closed.
+    pub(crate) fn check_whole(&self) -> Result<()> {
+        if self.grace.is_broken() {
+            return Err(self.broken());
+        }
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Error::new(ErrorKind::Invalid, "the disk is closed").at_path(self.node().path()));
+        }
+        Ok(())
     }
 
     pub(crate) fn changes(&self) -> &AsyncMutex {
@@ -146,7 +161,7 @@ impl Disk {
     /// # Errors
     /// When the host has no room for one.
     pub fn queue(self: &Arc<Self>) -> Result<DiskQueue> {
-        let driver = self.storage.driver();
+        let driver = self.policy.storage.driver();
         Ok(self.queue_on(driver.map_err(|e| Error::io("cannot set up an I/O queue", e).at_path(&self.spec.path))?))
     }
 
@@ -177,7 +192,7 @@ impl Disk {
     /// # Errors
     /// When something could not be written: then the image may lack what was not flushed before, but is consistent.
     pub fn close(&self) -> Result<()> {
-        let queue = Queue::new(blocking_driver(&self.storage)?);
+        let queue = Queue::new(blocking_driver(&self.policy.storage)?);
         let node = self.node();
         let task = {
             let (queue, node, broken) = (queue.clone(), node.clone(), self.grace.is_broken().then(|| self.broken()));

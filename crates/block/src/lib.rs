@@ -14,6 +14,7 @@ mod join;
 mod node;
 #[cfg(test)]
 mod oracle;
+mod overlay;
 mod qcow2;
 mod queue;
 mod raw;
@@ -34,6 +35,7 @@ pub use change::SnapshotInfo;
 pub use disk::{Disk, DiskQueue, LayerInfo};
 pub use error::{Error, ErrorKind, Result};
 pub use qcow2::create::{Preallocation, create_image};
+pub use overlay::{Overlay, OverlayOptions, OverlaySource, snapshot_disks};
 pub use request::{Event, Limits, Request, RequestQueue, Wait};
 pub use spec::{DiskSpec, Format, SpecError};
 pub use status::{Content, Extent, Extents};

@@ -63,6 +63,14 @@ impl Node {
         }
     }
 
+    /// Whether guest data is encrypted in it.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        match self {
+            Self::Raw(_) => false,
+            Self::Qcow2(image) => image.is_encrypted(),
+        }
+    }
+
     /// The unit in which space is given back.
     pub(crate) fn granularity(&self) -> u32 {
         match self {
@@ -135,6 +143,15 @@ impl Node {
             Self::Raw(_) => Ok(()),
             Self::Qcow2(image) => image.begin_writing(queue).await,
         }
+    }
+
+    /// The layer as it is below another one, with so many bytes for its metadata. Nobody uses this one any more, and nothing of it
+    /// is unwritten.
+    pub(crate) async fn lowered(&self, queue: &Rc<Queue>, metadata_cache: u64) -> Result<Self> {
+        Ok(match self {
+            Self::Raw(raw) => Self::Raw(raw.lowered()),
+            Self::Qcow2(image) => Self::Qcow2(Box::new(image.lowered(queue, metadata_cache).await?)),
+        })
     }
 
     /// Writes everything, for the last time.

@@ -7,7 +7,7 @@
 //! compressed clusters by means of [`codec`]; [`layout`] keeps guest data off the metadata;
 //! [`open`] validates an image and [`create`] makes one; [`check`] finds and repairs damage.
 //! [`snapshot`] and [`resize`] change an image as a whole, alone with it: they work on the file by means of [`tree`], [`run`] and
-//! [`snapshot_table`], and then it is read again ([`reload`]).
+//! [`snapshot_table`], and then it is read again ([`reload`]). [`layer`] puts an image over another one.
 //!
 //! A mapped cluster is read and written in place without any lock. A change of the mapping goes: take the clusters' range lock,
 //! allocate, write the data, store the L2 entry in the cached slice, mark it dirty. Nothing of that reaches the file's metadata
@@ -25,6 +25,7 @@ mod compressed;
 pub(crate) mod create;
 pub(crate) mod data;
 mod entry;
+mod layer;
 mod layout;
 mod load;
 mod mapping;
