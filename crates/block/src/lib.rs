@@ -5,10 +5,13 @@
 mod chain;
 mod change;
 pub mod check;
+mod copy_before;
 mod disk;
 mod error;
 mod flush;
 mod grace;
+mod granules;
+mod hooks;
 pub mod io;
 mod join;
 mod node;
@@ -29,13 +32,16 @@ mod sync;
 mod testing;
 #[cfg(test)]
 mod torture;
+mod tracker;
 
 pub use chain::OpenPolicy;
 pub use change::SnapshotInfo;
+pub use copy_before::CopyBeforeWrite;
 pub use disk::{Disk, DiskQueue, LayerInfo};
 pub use error::{Error, ErrorKind, Result};
-pub use qcow2::create::{Preallocation, create_image};
 pub use overlay::{Overlay, OverlayOptions, OverlaySource, snapshot_disks};
+pub use qcow2::create::{Preallocation, create_image};
 pub use request::{Event, Limits, Request, RequestQueue, Wait};
 pub use spec::{DiskSpec, Format, SpecError};
 pub use status::{Content, Extent, Extents};
+pub use tracker::DirtyTracker;
