@@ -14,6 +14,8 @@ mod granules;
 mod hooks;
 pub mod io;
 mod join;
+#[cfg(test)]
+mod live_test;
 mod node;
 #[cfg(test)]
 mod oracle;

@@ -19,6 +19,7 @@ mod lock_test;
 mod map_test;
 mod matrix;
 mod model;
+mod overlay_test;
 mod qemu;
 mod read_test;
 mod refusal_test;
