@@ -21,7 +21,7 @@ use crate::spec::{Cache, DiskSpec, Format};
 use crate::sync::Arc;
 
 /// A chain this deep is taken for a mistake.
-const DEPTH_MAX: usize = 1000;
+pub(crate) const DEPTH_MAX: usize = 1000;
 
 /// What opening a disk may do.
 #[derive(Clone)]
@@ -82,13 +82,7 @@ pub(crate) async fn open(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy
     let mut files =
         Files { known: layers.iter().map(|layer| layer.file.traits().identity).collect(), written: writable };
     let cache_below = metadata_cache_below(spec, layers.len());
-    let secret = match &spec.secret {
-        None => None,
-        Some(source) => Some(policy.storage.secret(source).map_err(|e| {
-            let message = format!("cannot read the secret from {source}");
-            Error::io(message, e).at_path(&spec.path)
-        })?),
-    };
+    let secret = secret(spec, policy)?;
     while let Some(layer) = layers.pop() {
         let is_top = layers.is_empty() && !spec.ephemeral;
         let options = ImageOptions {
@@ -106,9 +100,43 @@ pub(crate) async fn open(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy
     if spec.ephemeral { overlay(queue, node, spec, policy).await } else { Ok(node) }
 }
 
+/// The disk's secret, if it has one.
+fn secret(spec: &DiskSpec, policy: &OpenPolicy) -> Result<Option<Secret>> {
+    let Some(source) = &spec.secret else { return Ok(None) };
+    let secret = policy.storage.secret(source);
+    let secret =
+        secret.map_err(|e| Error::io(format!("cannot read the secret from {source}"), e).at_path(&spec.path))?;
+    Ok(Some(secret))
+}
+
+/// Opens an image that is to come over `top`, a disk's topmost layer, and is not connected with it yet. Its file is locked.
+pub(crate) async fn open_overlay(
+    queue: &Rc<Queue>,
+    opening: Opening,
+    (file, path): (&File, &Path),
+    top: &Node,
+    (spec, policy): (&DiskSpec, &OpenPolicy),
+) -> Result<Image> {
+    let layer = Layer { path: path.to_path_buf(), file: file.clone(), image: Unconnected::Qcow2(Box::new(opening)) };
+    let layers = std::iter::successors(Some(top), |node| node.backing().map(|node| &**node));
+    let known = layers.flat_map(|node| [node.file(), node.data_file()]).map(|file| file.traits().identity).collect();
+    let external = data_file(&layer, true, &mut Files { known, written: true }, (spec, policy))?;
+    let Unconnected::Qcow2(opening) = layer.image else {
+        return Err(Error::new(ErrorKind::Invalid, "only a qcow2 image can be an overlay").at_path(path));
+    };
+    let options = ImageOptions {
+        writable: true,
+        no_flush: spec.cache == Cache::Unsafe,
+        metadata_cache: spec.metadata_cache,
+        discard_no_unref: spec.discard_no_unref,
+        resolve: true,
+    };
+    opening.finish(queue, (None, external), secret(spec, policy)?.as_ref(), options).await
+}
+
 /// Bytes of metadata that each of `layers` images below the topmost keeps: only what their tables are asked for again and again, as
 /// compressed clusters are; everything else stands in the topmost image's cache.
-fn metadata_cache_below(spec: &DiskSpec, layers: usize) -> u64 {
+pub(crate) fn metadata_cache_below(spec: &DiskSpec, layers: usize) -> u64 {
     let all = spec.metadata_cache.unwrap_or(METADATA_CACHE);
     (all / 4 / layers as u64).max(1 << 20)
 }
@@ -167,7 +195,7 @@ fn data_file(
         let message = "its data lies in another file, whose name is not recorded; record it with 'qemu-img amend'";
         return Err(Error::new(ErrorKind::Refused, message).at_path(&layer.path));
     };
-    let path = referenced_path("data file", name, layer, policy)?;
+    let path = referenced_path("data file", name, &layer.path, policy)?;
     let in_words = |e: Error| {
         let message = format!("cannot open the data file of {}: {e}", layer.path.display());
         Error::new(e.kind(), message)
@@ -225,7 +253,7 @@ async fn below(queue: &Rc<Queue>, layers: &[Layer], spec: &DiskSpec, policy: &Op
             return Err(Error::new(ErrorKind::Refused, message).at_path(&last.path));
         }
     };
-    let path = referenced_path("backing file", name, last, policy)?;
+    let path = referenced_path("backing file", name, &last.path, policy)?;
     if layers.len() >= DEPTH_MAX {
         let message = format!("the backing chain is more than {DEPTH_MAX} images deep");
         return Err(Error::new(ErrorKind::Refused, message).at_path(&last.path));
@@ -254,16 +282,17 @@ fn backing_format(name: &str, layer: &Layer) -> Result<Format> {
 }
 
 /// Where the name of another file in a header leads: relative to the directory of the image's path as given, and only where it is allowed.
-fn referenced_path(what: &str, name: &[u8], layer: &Layer, policy: &OpenPolicy) -> Result<PathBuf> {
-    let refuse = |message: String| Error::new(ErrorKind::Refused, message).at_path(&layer.path);
+pub(crate) fn referenced_path(what: &str, name: &[u8], image: &Path, policy: &OpenPolicy) -> Result<PathBuf> {
+    let refuse = |message: String| Error::new(ErrorKind::Refused, message).at_path(image);
     let shown = String::from_utf8_lossy(name).into_owned();
-    let Some(path) = named_file(name, &layer.path) else {
+    let Some(path) = named_file(name, image) else {
         return Err(refuse(format!("its {what} '{shown}' is not a plain file, which is all that cowhand opens")));
     };
-    let dir = dir_of(&layer.path);
-    let canonical = policy.storage.canonical(&path).map_err(|e| {
-        Error::io(format!("cannot open its {what} '{shown}' ({})", path.display()), e).at_path(&layer.path)
-    })?;
+    let dir = directory_of(image);
+    let canonical = policy
+        .storage
+        .canonical(&path)
+        .map_err(|e| Error::io(format!("cannot open its {what} '{shown}' ({})", path.display()), e).at_path(image))?;
     let allowed = if policy.allow_dirs.is_empty() { vec![dir.to_path_buf()] } else { policy.allow_dirs.clone() };
     let inside = |dir: &PathBuf| policy.storage.canonical(dir).is_ok_and(|dir| canonical.starts_with(dir));
     if allowed.iter().any(inside) {
@@ -286,11 +315,12 @@ pub(crate) fn named_file(name: &[u8], image: &Path) -> Option<PathBuf> {
         None if name.split(|&b| b == b'/').next().is_some_and(|first| first.contains(&b':')) => return None,
         None => name,
     };
-    Some(dir_of(image).join(std::ffi::OsStr::from_bytes(plain)))
+    Some(directory_of(image).join(std::ffi::OsStr::from_bytes(plain)))
 }
 
-fn dir_of(image: &Path) -> &Path {
-    image.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+/// The directory that a file lies in, by its path as given.
+pub(crate) fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Opens and locks a file.
@@ -300,12 +330,12 @@ pub(crate) fn open_file(policy: &OpenPolicy, path: &Path, write: bool, spec: &Di
     Ok(file)
 }
 
-fn open_unlocked(policy: &OpenPolicy, path: &Path, write: bool, spec: &DiskSpec) -> Result<File> {
+pub(crate) fn open_unlocked(policy: &OpenPolicy, path: &Path, write: bool, spec: &DiskSpec) -> Result<File> {
     let mode = OpenMode { write, direct: spec.cache == Cache::None };
     policy.storage.open(path, mode).map_err(|e| open_error(path, write, e))
 }
 
-fn lock(file: &File, path: &Path, write: bool, spec: &DiskSpec) -> Result<()> {
+pub(crate) fn lock(file: &File, path: &Path, write: bool, spec: &DiskSpec) -> Result<()> {
     if !spec.lock {
         return Ok(());
     }

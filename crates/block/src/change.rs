@@ -119,6 +119,7 @@ impl Disk {
         self.alone(async move |disk, queue| disk.resize_on(queue, bytes, preallocation).await)
     }
 
+    /// Does something on the calling thread, with a queue of its own.
     pub(crate) fn alone<T: 'static>(
         self: &Arc<Self>,
         work: impl AsyncFnOnce(&Self, &Rc<Queue>) -> Result<T> + 'static,
@@ -155,7 +156,13 @@ impl Disk {
         // What is no multiple of 512 is served as if it were, see [`Disk::size`]; absurd sizes are refused later.
         let size = snapshot.disk_size.and_then(|size| size.checked_next_multiple_of(512));
         check_size(self.spec(), size.unwrap_or(0))?;
-        self.change(queue, async |image| image.apply_snapshot(queue, &snapshot).await).await
+        self.check_followed(size.unwrap_or(0))?;
+        self.until_copied(0..u64::MAX).await;
+        self.change(queue, async |image| {
+            self.mark_all();
+            image.apply_snapshot(queue, &snapshot).await
+        })
+        .await
     }
 
     pub(crate) async fn delete_snapshot_on(&self, queue: &Rc<Queue>, which: &str) -> Result<()> {
@@ -170,6 +177,7 @@ impl Disk {
     pub(crate) async fn resize_on(&self, queue: &Rc<Queue>, bytes: u64, preallocation: Preallocation) -> Result<()> {
         let _changes = self.changes().lock().await;
         check_size(self.spec(), bytes)?;
+        self.check_followed(bytes)?;
         let node = self.node();
         match &*node {
             Node::Raw(raw) => raw.check_resize(bytes, preallocation)?,
@@ -182,9 +190,12 @@ impl Disk {
         if bytes == node.size() {
             return Ok(());
         }
+        // What is cut off, if anything is.
+        self.until_copied(bytes..u64::MAX).await;
         match &*node {
             Node::Raw(raw) => {
                 let mut closed = self.grace().close().await;
+                self.check_whole()?;
                 raw.flush(queue).await?;
                 closed.begin();
                 let resized = raw.resize(queue, bytes, preallocation).await;
@@ -215,6 +226,7 @@ impl Disk {
             return Err(self.broken());
         }
         let mut closed = self.grace().close().await;
+        self.check_whole()?;
         let node = self.node();
         let Node::Qcow2(image) = &*node else {
             return Err(Error::new(ErrorKind::Unsupported, "only an image can change so").at_path(node.path()));

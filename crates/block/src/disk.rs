@@ -1,17 +1,20 @@
 //! A disk: a chain of images, served by queues. How it changes as a whole while it is served: [`crate::change`].
 //!
 //! Locks: the disk itself has none on the way of a request; see [`crate::qcow2`]. Its topmost layer stands behind a lock that is held
-//! only to take it and to replace it; each queue has it at hand, and takes it anew when the generation has changed.
+//! only to take it and to replace it, and so do those who follow what is written ([`crate::hooks`]); each queue has both at hand, and takes
+//! them anew when the generation has changed.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 
 use crate::chain::{self, OpenPolicy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::grace::{Grace, Ticket};
+use crate::hooks::Hooks;
 use crate::io::{Driver, File, Op, Storage, is_aligned, is_zero, segs_len};
 use crate::node::Node;
 use crate::queue::{Outcome, Queue};
@@ -33,13 +36,22 @@ pub struct LayerInfo {
     pub size: u64,
 }
 
+/// What a request of a disk meets when it enters.
+#[derive(Clone)]
+struct Top {
+    /// The topmost layer.
+    node: Arc<Node>,
+    /// Who follows what is written, if anybody does.
+    hooks: Option<Arc<Hooks>>,
+}
+
 /// An open disk, shared by its queues.
 pub struct Disk {
     spec: DiskSpec,
-    storage: Arc<dyn Storage>,
-    /// The topmost layer. It is replaced only while the gate of `grace` is closed.
-    node: Mutex<Arc<Node>>,
-    /// How often the topmost layer has been replaced.
+    policy: OpenPolicy,
+    /// What requests meet. It is replaced only while the gate of `grace` is closed.
+    top: Mutex<Top>,
+    /// How often it has been replaced.
     generation: AtomicU64,
     /// The requests in flight.
     grace: Arc<Grace>,
@@ -69,9 +81,9 @@ impl Disk {
         node.begin_writing(queue).await?;
         Ok(Arc::new(Self {
             spec: spec.clone(),
-            storage: policy.storage.clone(),
+            policy: policy.clone(),
             grace: node.grace().cloned().unwrap_or_default(),
-            node: Mutex::new(node),
+            top: Mutex::new(Top { node, hooks: None }),
             generation: AtomicU64::new(0),
             changes: AsyncMutex::default(),
             queues: AtomicUsize::new(0),
@@ -81,12 +93,27 @@ impl Disk {
 
     /// The topmost layer as it is now. Only who has entered may rely on it.
     pub(crate) fn node(&self) -> Arc<Node> {
-        self.node.lock().clone()
+        self.top.lock().node.clone()
+    }
+
+    /// Who follows what is written.
+    pub(crate) fn hooks(&self) -> Option<Arc<Hooks>> {
+        self.top.lock().hooks.clone()
     }
 
     /// Puts another topmost layer in the place of the one that is there. The gate is closed.
     pub(crate) fn replace(&self, node: Arc<Node>) {
-        *self.node.lock() = node;
+        let mut top = self.top.lock();
+        if node.size() != top.node.size() {
+            top.hooks = top.hooks.take().and_then(|hooks| hooks.resized(node.size()));
+        }
+        top.node = node;
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Has others follow what is written. The gate is closed.
+    pub(crate) fn replace_hooks(&self, hooks: Option<Arc<Hooks>>) {
+        self.top.lock().hooks = hooks;
         self.generation.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -95,7 +122,22 @@ impl Disk {
     }
 
     pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
-        &self.storage
+        &self.policy.storage
+    }
+
+    pub(crate) fn policy(&self) -> &OpenPolicy {
+        &self.policy
+    }
+
+    /// Refuses if a change was cut short, so that what is in memory may not fit the file, and if the disk is closed.
+    pub(crate) fn check_whole(&self) -> Result<()> {
+        if self.grace.is_broken() {
+            return Err(self.broken());
+        }
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Error::new(ErrorKind::Invalid, "the disk is closed").at_path(self.node().path()));
+        }
+        Ok(())
     }
 
     pub(crate) fn changes(&self) -> &AsyncMutex {
@@ -146,7 +188,7 @@ impl Disk {
     /// # Errors
     /// When the host has no room for one.
     pub fn queue(self: &Arc<Self>) -> Result<DiskQueue> {
-        let driver = self.storage.driver();
+        let driver = self.policy.storage.driver();
         Ok(self.queue_on(driver.map_err(|e| Error::io("cannot set up an I/O queue", e).at_path(&self.spec.path))?))
     }
 
@@ -159,7 +201,7 @@ impl Disk {
         // In this order: a layer that comes in between is taken anew at the first request.
         let generation = self.generation.load(Ordering::SeqCst);
         DiskQueue {
-            node: self.node(),
+            top: self.top.lock().clone(),
             generation,
             disk: self.clone(),
             queue: Queue::new(driver),
@@ -177,7 +219,7 @@ impl Disk {
     /// # Errors
     /// When something could not be written: then the image may lack what was not flushed before, but is consistent.
     pub fn close(&self) -> Result<()> {
-        let queue = Queue::new(blocking_driver(&self.storage)?);
+        let queue = Queue::new(blocking_driver(&self.policy.storage)?);
         let node = self.node();
         let task = {
             let (queue, node, broken) = (queue.clone(), node.clone(), self.grace.is_broken().then(|| self.broken()));
@@ -207,13 +249,22 @@ impl Disk {
         Error::new(ErrorKind::Io, message).at_path(&self.spec.path)
     }
 
-    /// Enters once the gate is open, and checks the request against the disk as it is then.
+    /// Enters once the gate is open and no copy is in the way, and checks the request against the disk as it is then.
     async fn enter_when_open(&self, queue: usize, request: &Request) -> Result<(Entered, Arc<Node>)> {
         while self.grace.opened().await {
             let Some(ticket) = self.grace.enter(queue, matches!(request, Request::Flush)) else { continue };
-            let entered = Entered { grace: self.grace.clone(), ticket };
-            let node = self.node();
+            let mut entered = Entered { grace: self.grace.clone(), ticket, marks: None };
+            let Top { node, hooks } = self.top.lock().clone();
             self.check(&node, request)?;
+            if let (Some(hooks), Some(bytes)) = (hooks, request.written()) {
+                if let Some(copy) = hooks.obstacle(&bytes) {
+                    // Not inside: a gate that closes meanwhile would wait for us, and the copy for the gate.
+                    drop(entered);
+                    copy.until_copied(&bytes).await;
+                    continue;
+                }
+                entered.marks = Some((hooks, bytes));
+            }
             return Ok((entered, node));
         }
         Err(self.broken())
@@ -223,7 +274,7 @@ impl Disk {
     pub(crate) async fn enter_to_look(&self, queue: usize) -> Result<(Entered, Arc<Node>)> {
         while self.grace.opened().await {
             let Some(ticket) = self.grace.enter(queue, false) else { continue };
-            return Ok((Entered { grace: self.grace.clone(), ticket }, self.node()));
+            return Ok((Entered { grace: self.grace.clone(), ticket, marks: None }, self.node()));
         }
         Err(self.broken())
     }
@@ -330,8 +381,8 @@ struct Direct {
 /// A queue of requests to one [`Disk`], owned by the thread that serves it.
 pub struct DiskQueue {
     disk: Arc<Disk>,
-    /// The disk's topmost layer, and its generation.
-    node: Arc<Node>,
+    /// What requests to the disk meet, and its generation.
+    top: Top,
     generation: u64,
     queue: Rc<Queue>,
     number: usize,
@@ -346,20 +397,25 @@ pub struct DiskQueue {
 pub(crate) struct Entered {
     grace: Arc<Grace>,
     ticket: Ticket,
+    /// Whom to tell before that what may have been written.
+    marks: Option<(Arc<Hooks>, Range<u64>)>,
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
+        if let Some((hooks, bytes)) = &self.marks {
+            hooks.mark(bytes);
+        }
         self.grace.leave(self.ticket);
     }
 }
 
 impl DiskQueue {
-    /// Takes the disk's topmost layer anew if it has been replaced. Who has entered before keeps it as long as he is in.
+    /// Takes the disk's topmost layer and its followers anew if they have been replaced. Who has entered before keeps it as long as he is in.
     fn follow(&mut self) {
         let generation = self.disk.generation.load(Ordering::SeqCst);
         if generation != self.generation {
-            self.node = self.disk.node();
+            self.top = self.disk.top.lock().clone();
             self.generation = generation;
         }
     }
@@ -373,7 +429,7 @@ impl DiskQueue {
             }
             other => return Err(other),
         };
-        let node = &self.node;
+        let node = &self.top.node;
         let fits = |(file, place): &(&File, u64)| {
             let align = file.traits().align;
             is_aligned(align, *place, &data) && !(write && align > 512)
@@ -402,7 +458,9 @@ impl DiskQueue {
 
     /// Serves a request in a task. Without a ticket it waits until the disk has changed, and then enters.
     fn spawn(&self, tag: u64, request: Request, ticket: Option<Ticket>) {
-        let entered = ticket.map(|ticket| (Entered { grace: self.disk.grace.clone(), ticket }, self.node.clone()));
+        let grace = &self.disk.grace;
+        let entered =
+            ticket.map(|ticket| (Entered { grace: grace.clone(), ticket, marks: None }, self.top.node.clone()));
         let (disk, queue, number) = (self.disk.clone(), self.queue.clone(), self.number);
         let (finished, in_flight) = (self.finished.clone(), self.in_flight.clone());
         self.queue.spawn(async move {
@@ -432,7 +490,7 @@ impl DiskQueue {
                 self.disk.grace.leave(direct.ticket);
                 self.in_flight.set(self.in_flight.get() - 1);
                 let what = if direct.write { "cannot write" } else { "cannot read" };
-                let path = self.node.path();
+                let path = self.top.node.path();
                 let result = result.map_err(|e| Error::io(what, e).at_path(path).at_offset(direct.offset));
                 Some(Event::Done { tag: direct.tag, result, data })
             }
@@ -448,11 +506,16 @@ impl RequestQueue for DiskQueue {
             return self.spawn(tag, request, None);
         };
         self.follow();
-        if let Err(error) = self.disk.check(&self.node, &request) {
+        if let Err(error) = self.disk.check(&self.top.node, &request) {
             self.disk.grace.leave(ticket);
             self.in_flight.set(self.in_flight.get() - 1);
             self.finished.borrow_mut().push(Event::Done { tag, result: Err(error), data: request.into_data() });
             return;
+        }
+        if self.top.hooks.is_some() && request.written().is_some() {
+            // It may have to wait for a copy, which it must not do inside.
+            self.disk.grace.leave(ticket);
+            return self.spawn(tag, request, None);
         }
         if let Err(request) = self.try_direct(tag, request, ticket) {
             self.spawn(tag, request, Some(ticket));

@@ -82,7 +82,7 @@ impl Drop for Closed<'_> {
     fn drop(&mut self) {
         if self.changing {
             self.grace.broken.store(true, Ordering::SeqCst);
-        } else {
+        } else if !self.grace.is_broken() {
             self.grace.state.fetch_and(!CLOSED, Ordering::SeqCst);
         }
         let waiting = std::mem::take(&mut self.grace.waiting.lock().open);
@@ -158,13 +158,17 @@ impl Grace {
 
     /// Waits until the gate is open; false if it never will be again.
     pub(crate) async fn opened(&self) -> bool {
+        let look = || {
+            let closed = self.state.load(Ordering::SeqCst) & CLOSED != 0;
+            if self.is_broken() { Some(false) } else { (!closed).then_some(true) }
+        };
         poll_fn(|cx| {
-            self.waiting.lock().open.push(cx.waker().clone());
-            // Looked at after enlisting: whoever opens it later finds us.
-            if self.is_broken() {
-                return Poll::Ready(false);
+            if let Some(open) = look() {
+                return Poll::Ready(open);
             }
-            if self.state.load(Ordering::SeqCst) & CLOSED == 0 { Poll::Ready(true) } else { Poll::Pending }
+            self.waiting.lock().open.push(cx.waker().clone());
+            // Looked at again after enlisting: whoever opens it later finds us.
+            look().map_or(Poll::Pending, Poll::Ready)
         })
         .await
     }

@@ -6,16 +6,22 @@ mod bitmap;
 mod chain;
 mod change;
 pub mod check;
+mod copy_before;
 mod disk;
 mod error;
 mod flush;
 mod grace;
+mod granules;
+mod hooks;
 pub mod io;
 mod join;
+#[cfg(test)]
+mod live_test;
 mod mutation;
 mod node;
 #[cfg(test)]
 mod oracle;
+mod overlay;
 mod qcow2;
 mod queue;
 mod raw;
@@ -30,13 +36,17 @@ mod sync;
 mod testing;
 #[cfg(test)]
 mod torture;
+mod tracker;
 
 pub use bitmap::{BitmapInfo, BitmapState};
 pub use chain::OpenPolicy;
 pub use change::SnapshotInfo;
+pub use copy_before::CopyBeforeWrite;
 pub use disk::{Disk, DiskQueue, LayerInfo};
 pub use error::{Error, ErrorKind, Result};
+pub use overlay::{Overlay, OverlayOptions, OverlaySource, snapshot_disks};
 pub use qcow2::create::{Preallocation, create_image};
 pub use request::{Event, Limits, Request, RequestQueue, Wait};
 pub use spec::{DiskSpec, Format, SpecError};
 pub use status::{Content, Extent, Extents};
+pub use tracker::DirtyTracker;

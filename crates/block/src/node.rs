@@ -63,6 +63,14 @@ impl Node {
         }
     }
 
+    /// Whether guest data is encrypted in it.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        match self {
+            Self::Raw(_) => false,
+            Self::Qcow2(image) => image.is_encrypted(),
+        }
+    }
+
     /// The unit in which space is given back.
     pub(crate) fn granularity(&self) -> u32 {
         match self {
@@ -144,17 +152,34 @@ impl Node {
         }
     }
 
+    /// The layer as it is below another one, with so many bytes for its metadata. Nobody uses this one any more, and nothing of it
+    /// is unwritten.
+    pub(crate) async fn lowered(&self, queue: &Rc<Queue>, metadata_cache: u64) -> Result<Self> {
+        Ok(match self {
+            Self::Raw(raw) => Self::Raw(raw.lowered()),
+            Self::Qcow2(image) => Self::Qcow2(Box::new(image.lowered(queue, metadata_cache).await?)),
+        })
+    }
+
     /// Writes everything, for the last time.
     pub(crate) async fn finish(&self, queue: &Rc<Queue>) -> Result<()> {
+        self.settle(queue).await?;
+        self.save_bitmaps(queue).await
+    }
+
+    /// Writes everything but dirty bitmaps, which stay in use.
+    pub(crate) async fn settle(&self, queue: &Rc<Queue>) -> Result<()> {
         match self {
             Self::Raw(raw) => raw.flush(queue).await,
-            Self::Qcow2(image) => {
-                let work = async {
-                    image.finish(queue).await?;
-                    image.save_bitmaps(queue).await
-                };
-                image.watched(queue, work).await
-            }
+            Self::Qcow2(image) => image.watched(queue, image.finish(queue)).await,
+        }
+    }
+
+    /// Writes the dirty bitmaps, which are in use no more. No request is in flight, and none comes.
+    pub(crate) async fn save_bitmaps(&self, queue: &Rc<Queue>) -> Result<()> {
+        match self {
+            Self::Raw(_) => Ok(()),
+            Self::Qcow2(image) => image.watched(queue, image.save_bitmaps(queue)).await,
         }
     }
 }

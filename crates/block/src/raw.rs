@@ -83,6 +83,18 @@ impl RawImage {
         }
     }
 
+    /// The image as a layer below another one: nothing is written to it any more.
+    pub(crate) fn lowered(&self) -> Self {
+        Self {
+            file: self.file.clone(),
+            path: self.path.clone(),
+            size: self.size,
+            writable: false,
+            flushes: self.flushes.clone(),
+            no_zero_range: AtomicBool::new(false),
+        }
+    }
+
     /// The image as its file is now.
     pub(crate) fn reload(&self) -> Result<Self> {
         let mut image = Self::new(self.file.clone(), &self.path, self.writable, false)?;

@@ -4,10 +4,11 @@
 //! says nothing of formats, files or guests.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::RawFd;
 
 use crate::error::Error;
-use crate::io::IoSeg;
+use crate::io::{IoSeg, segs_len};
 
 /// One request to a disk. Offsets and lengths are bytes of the virtual disk, multiples of 512.
 #[derive(Debug)]
@@ -55,6 +56,16 @@ pub enum Request {
 }
 
 impl Request {
+    /// The bytes whose content it may change.
+    pub(crate) fn written(&self) -> Option<Range<u64>> {
+        let (offset, len) = match self {
+            Self::Read { .. } | Self::Flush => return None,
+            Self::Write { offset, data } | Self::WriteCompressed { offset, data } => (*offset, segs_len(data)),
+            Self::Discard { offset, len } | Self::WriteZeroes { offset, len, .. } => (*offset, *len),
+        };
+        Some(offset..offset.saturating_add(len))
+    }
+
     /// The segment list, to be given back; empty for a request without one.
     pub(crate) fn into_data(self) -> Vec<IoSeg> {
         match self {

@@ -14,14 +14,14 @@ use crate::qcow2::create;
 use crate::queue::Queue;
 use crate::request::{Event, Request, RequestQueue, Wait};
 use crate::spec::{DiskSpec, Format};
-use crate::sync::Arc;
+use crate::sync::{Arc, AtomicU64, Ordering};
 
 /// How many threads there are, but for a test that wants many.
-const THREADS: u64 = 3;
-const SECTORS: u64 = 24 << 11;
+pub(super) const THREADS: u64 = 3;
+pub(super) const SECTORS: u64 = 24 << 11;
 const DEPTH: usize = 8;
 /// Sectors of a group, which is one thread's.
-const GROUP: u64 = 5;
+pub(super) const GROUP: u64 = 5;
 
 struct Flying {
     buffer: Buffer,
@@ -31,8 +31,34 @@ struct Flying {
     read: bool,
 }
 
+/// The sector is being written.
+pub(super) const BUSY: u64 = u64::MAX;
+
+/// What the players write down for others.
+pub(super) struct Board {
+    /// The tag that each sector has, or [`BUSY`].
+    tags: Vec<AtomicU64>,
+    /// The last tag that each thread has begun to write.
+    begun: Vec<AtomicU64>,
+}
+
+impl Board {
+    pub(super) fn new(threads: u64) -> Self {
+        let ones = |n| (0..n).map(|_| AtomicU64::new(1)).collect();
+        Self { tags: ones(SECTORS), begun: ones(threads) }
+    }
+
+    pub(super) fn tags(&self) -> Vec<u64> {
+        self.tags.iter().map(|tag| tag.load(Ordering::SeqCst)).collect()
+    }
+
+    pub(super) fn begun(&self) -> Vec<u64> {
+        self.begun.iter().map(|tag| tag.load(Ordering::SeqCst)).collect()
+    }
+}
+
 /// A sector's content: its number and a tag all over (tag 0: zeros).
-fn bytes_of(sector: u64, tag: u64) -> [u8; 512] {
+pub(super) fn bytes_of(sector: u64, tag: u64) -> [u8; 512] {
     let mut bytes = [0; 512];
     if tag != 0 {
         let word = tag << 32 | sector;
@@ -42,7 +68,7 @@ fn bytes_of(sector: u64, tag: u64) -> [u8; 512] {
 }
 
 /// Plays on the sectors that are this thread's own: every `threads`-th group of five, so that threads meet in every cluster.
-struct Player {
+pub(super) struct Player {
     queue: DiskQueue,
     rng: Rng,
     thread: u64,
@@ -51,9 +77,24 @@ struct Player {
     busy: Vec<bool>,
     flying: Vec<Option<Flying>>,
     next_tag: u64,
+    board: Arc<Board>,
 }
 
 impl Player {
+    pub(super) fn new(disk: &Arc<Disk>, thread: u64, board: &Arc<Board>) -> Self {
+        Self {
+            queue: disk.queue().unwrap(),
+            rng: Rng::new(thread),
+            thread,
+            threads: board.begun.len() as u64,
+            tags: vec![1; SECTORS as usize],
+            busy: vec![false; SECTORS as usize],
+            flying: (0..DEPTH).map(|_| None).collect(),
+            next_tag: 1,
+            board: board.clone(),
+        }
+    }
+
     fn submit(&mut self, slot: usize) {
         if self.rng.one_in(200) {
             self.queue.submit(slot as u64, Request::Flush);
@@ -79,6 +120,7 @@ impl Player {
             1..=4 => {
                 self.next_tag += 1;
                 flying.write = Some(self.next_tag);
+                self.board.begun[self.thread as usize].store(self.next_tag, Ordering::SeqCst);
                 for (i, chunk) in flying.buffer.chunks_exact_mut(512).enumerate() {
                     chunk.copy_from_slice(&bytes_of(first + i as u64, self.next_tag));
                 }
@@ -89,6 +131,9 @@ impl Player {
                 Request::Read { offset, data: vec![flying.buffer.seg(0, len as usize)] }
             }
         };
+        if flying.write.is_some() {
+            flying.sectors.iter().for_each(|&s| self.board.tags[s as usize].store(BUSY, Ordering::SeqCst));
+        }
         self.flying[slot] = Some(flying);
         self.queue.submit(slot as u64, request);
     }
@@ -101,6 +146,7 @@ impl Player {
             self.busy[sector as usize] = false;
             if let Some(tag) = flying.write {
                 self.tags[sector as usize] = tag;
+                self.board.tags[sector as usize].store(tag, Ordering::SeqCst);
             }
             if flying.read {
                 let at = (sector - flying.first) as usize * 512;
@@ -110,7 +156,7 @@ impl Player {
         }
     }
 
-    fn play(mut self, time: Duration) -> Vec<u64> {
+    pub(super) fn play(mut self, time: Duration) -> Vec<u64> {
         let end = Instant::now() + time;
         let mut events = Vec::new();
         while Instant::now() < end || self.queue.in_flight() > 0 {
@@ -185,23 +231,12 @@ fn stress_with(
         Disk::open(&spec, &policy).unwrap()
     };
     let disk = open(&image);
+    let board = Arc::new(Board::new(threads));
     let tags: Vec<Vec<u64>> = std::thread::scope(|scope| {
         let players: Vec<_> = (0..threads)
             .map(|thread| {
-                let disk = disk.clone();
-                scope.spawn(move || {
-                    let player = Player {
-                        queue: disk.queue().unwrap(),
-                        rng: Rng::new(thread),
-                        thread,
-                        threads,
-                        tags: vec![1; SECTORS as usize],
-                        busy: vec![false; SECTORS as usize],
-                        flying: (0..DEPTH).map(|_| None).collect(),
-                        next_tag: 1,
-                    };
-                    player.play(time)
-                })
+                let (disk, board) = (disk.clone(), board.clone());
+                scope.spawn(move || Player::new(&disk, thread, &board).play(time))
             })
             .collect();
         if changes {

@@ -95,6 +95,9 @@ pub trait FileOps: Send + Sync {
     /// When another holder is in the way; then no new lock is left behind.
     fn lock(&self, masks: LockMasks) -> Result<(), LockError>;
 
+    /// Gives back what `masks` do not ask for of the locks that this open file has. Nobody can be in the way of that.
+    fn relax(&self, masks: LockMasks);
+
     /// Gives all locks back.
     fn unlock(&self);
 }

@@ -23,6 +23,7 @@ mod lock_test;
 mod map_test;
 mod matrix;
 mod model;
+mod overlay_test;
 mod prealloc_test;
 mod qemu;
 mod read_test;

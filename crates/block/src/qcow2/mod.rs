@@ -10,7 +10,7 @@
 //! [`bitmaps`] keep the persistent dirty bitmaps.
 //! [`snapshot`] and [`resize`] (with [`prealloc`]) change an image as a whole, alone with it: they work on the file by means of
 //! [`tree`], [`run`] and
-//! [`snapshot_table`], and then it is read again ([`reload`]).
+//! [`snapshot_table`], and then it is read again ([`reload`]). [`layer`] puts an image over another one.
 //!
 //! A mapped cluster is read and written in place without any lock. A change of the mapping goes: take the clusters' range lock,
 //! allocate, write the data, store the L2 entry in the cached slice, mark it dirty. Nothing of that reaches the file's metadata
@@ -31,6 +31,7 @@ pub(crate) mod create;
 pub(crate) mod data;
 mod dirty;
 mod entry;
+mod layer;
 mod layout;
 mod load;
 mod mapping;

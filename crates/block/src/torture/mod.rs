@@ -1,13 +1,15 @@
-//! The engine under the simulator: a seed plays a guest with several queues, snapshots and changes of the size, faults, power cuts
-//! and process deaths, and a model says what each sector may hold.
+//! The engine under the simulator: a seed plays a guest with several queues, snapshots, overlays, copies and changes of the size, faults,
+//! power cuts and process deaths, and a model says what each sector may hold.
 //!
 //! [`run`] plays one seed; the tests beside it play many, and show that the simulator bites: with any one barrier taken out, or any
 //! one [`Mutation`] made, some seed fails.
 
 mod bitmaps;
 mod check;
+mod follow;
 mod freeze;
 mod model;
+mod over;
 mod whole;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use cowhand_qcow2::{ClusterBits, Compression, CreateParams};
 
+use self::follow::{Copier, Mirror};
 use self::freeze::Frozen;
 use self::model::Model;
 use self::whole::{Changing, Taken};
@@ -167,6 +170,17 @@ struct Play {
     case: Case,
     model: Model,
     frozen: Frozen,
+    /// The disk's file.
+    image: PathBuf,
+    /// Files that the disk has left behind, each below the next, and their bytes then.
+    below: Vec<(PathBuf, Vec<u8>)>,
+    /// In this life the disk is being copied.
+    copier: Option<Copier>,
+    mirror: Option<Mirror>,
+    /// Copies that came to their end, and mirrors that were held against the disk.
+    copies: (u32, u32),
+    /// What the mirror had at a quiet end.
+    mirrored: Option<Vec<Option<u32>>>,
     /// What the backing file holds, by sector.
     base: Vec<u32>,
     /// The image's own snapshots.
@@ -184,6 +198,12 @@ impl Play {
             world,
             model: Model::new(case.sectors),
             frozen: Frozen::default(),
+            image: PathBuf::from(IMAGE),
+            below: Vec::new(),
+            copier: None,
+            mirror: None,
+            copies: (0, 0),
+            mirrored: None,
             base: Vec::new(),
             taken: Vec::new(),
             uncertain: false,
@@ -327,13 +347,16 @@ impl Play {
 
     /// Opens the disk, plays a guest, ends in some way, and looks at what is left.
     fn life(&mut self) -> Result<(), String> {
-        let mut spec = DiskSpec::new(Path::new(IMAGE), Format::Qcow2);
+        let mut spec = DiskSpec::new(&self.image, Format::Qcow2);
         spec.discard_no_unref = self.case.no_unref;
         if self.case.tiny_cache {
             spec.metadata_cache = Some(1);
         }
         let disk = Disk::open(&spec, &self.policy()).map_err(text)?;
         self.world.note(|| "a life begins".into());
+        if self.case.changes && self.rng.one_in(3) {
+            self.mirror = Some(Mirror::new(&disk, 512 << self.rng.below(8))?);
+        }
         self.world.set_faults(self.case.faults);
         Defect::switch(self.case.defect, &self.world);
         let mut queues: Vec<(DiskQueue, Vec<Flying>)> = Vec::new();
@@ -347,6 +370,7 @@ impl Play {
         self.uncertain = false;
         while left > 0 {
             self.act(&mut queues)?;
+            self.follow()?;
             changing = match changing {
                 Some(changing) => self.go_on(changing, &disk)?,
                 None if self.case.changes && !self.uncertain && self.rng.one_in(40) => Some(self.begin_change(&disk)?),
@@ -372,6 +396,7 @@ impl Play {
             self.rng.below(3)
         };
         let mut durable = end == 1;
+        let over = changing.as_ref().filter(|_| end != 0).and_then(|changing| changing.over.clone());
         if end == 0 {
             // A quiet end: everything is answered, then closed.
             self.world.set_faults(Faults::default());
@@ -383,6 +408,7 @@ impl Play {
                 self.settle(&mut queues)?;
             }
             drop(queues);
+            self.end_copies()?;
             let closed = disk.close();
             if closed.is_ok() && !self.uncertain {
                 self.model.flushed(u64::MAX);
@@ -402,9 +428,13 @@ impl Play {
             disk.forget();
             changing.into_iter().for_each(Changing::abandon);
             drop(queues);
+            (self.copier, self.mirror) = (None, None);
         }
         self.world.set_faults(Faults::default());
         Defect::switch(None, &self.world);
+        if let Some(over) = over {
+            self.settle_overlay(&over, durable)?;
+        }
         self.inspect(durable)
     }
 
@@ -430,6 +460,7 @@ impl Play {
 
     fn settle(&mut self, queues: &mut [(DiskQueue, Vec<Flying>)]) -> Result<(), String> {
         self.world.step();
+        self.follow()?;
         for queue in queues {
             self.look(queue)?;
         }
@@ -499,24 +530,14 @@ impl Play {
 
     /// After an end: the image is sound, and every sector holds what it may.
     fn inspect(&mut self, durable: bool) -> Result<(), String> {
-        let image = self.world.content(Path::new(IMAGE)).ok_or("the image is gone")?;
+        let image = self.world.content(&self.image).ok_or("the image is gone")?;
         let sound = check::check_shared(&image, &self.frozen.clusters);
         self.compressed += sound.map_err(|e| format!("after the end: {e}"))?;
         self.frozen.check(&image).map_err(|e| format!("after the end: {e}"))?;
         self.inspect_snapshots(&image).map_err(|e| format!("after the end: {e}"))?;
-        let spec = DiskSpec { readonly: true, ..DiskSpec::new(Path::new(IMAGE), Format::Qcow2) };
-        let disk = Disk::open(&spec, &self.policy()).map_err(text)?;
-        let mut queue = disk.queue().map_err(text)?;
-        let buffer = Buffer::zeroed(disk.size() as usize);
-        queue.submit(0, Request::Read { offset: 0, data: vec![buffer.seg(0, buffer.len())] });
-        let mut events = Vec::new();
-        while events.is_empty() {
-            self.world.step();
-            queue.wait(Wait::Poll, &mut events).map_err(text)?;
-        }
-        if let Some(Event::Done { result: Err(e), .. }) = events.pop() {
-            return Err(format!("reading back: {e}"));
-        }
+        self.inspect_below()?;
+        let buffer = self.read_back(&self.image)?;
+        self.check_mirror(&buffer)?;
         self.model.survive(&buffer, durable)?;
         let (sectors, snapshots) = (self.model.size(), self.taken.len());
         self.world.note(|| {

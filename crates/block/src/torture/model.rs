@@ -48,6 +48,10 @@ pub(super) enum Whole {
     Take,
     /// All becomes what a snapshot holds (a tag to each sector).
     Apply(Vec<u32>),
+    /// A copy of the disk as it is begins.
+    Copy,
+    /// The disk goes on in an overlay.
+    Overlay,
     /// A snapshot is deleted.
     Delete,
     /// The disk gets so many sectors.
@@ -239,7 +243,7 @@ impl Model {
         self.clock += 1;
         self.whole_began = self.clock;
         match whole {
-            Whole::Take => {
+            Whole::Take | Whole::Copy => {
                 let legal = |history: &Vec<Entry>| {
                     let last_sure = history.iter().rposition(|e| e.sure && e.ended.is_some()).unwrap_or(0);
                     tags(&history[last_sure..])
@@ -255,7 +259,7 @@ impl Model {
                 }
                 self.other_sizes.push(content.len() as u64);
             }
-            Whole::Delete => {}
+            Whole::Delete | Whole::Overlay => {}
             Whole::Resize(size) => {
                 self.make_room(*size);
                 for history in &mut self.sectors[self.size as usize..] {
@@ -271,7 +275,7 @@ impl Model {
         self.clock += 1;
         self.applying = false;
         let wanted = match whole {
-            Whole::Take | Whole::Delete => self.size,
+            Whole::Take | Whole::Delete | Whole::Copy | Whole::Overlay => self.size,
             Whole::Apply(content) => content.len() as u64,
             Whole::Resize(size) => *size,
         };

@@ -127,3 +127,21 @@ fn some_seeds_write_compressed_clusters_that_share_a_host_cluster_edge_26() {
     let found: Vec<u64> = (0..60).map(packs).collect();
     assert!(found.iter().filter(|&&count| count > 2).count() >= 6, "{found:?}");
 }
+
+#[test]
+fn some_seeds_go_on_in_overlays_and_are_copied() {
+    let (mut overlays, mut copies, mut mirrors) = (0, 0, 0);
+    for seed in 0..100 {
+        let mut rng = Rng::new(seed);
+        let case = Case::of(&mut rng, None);
+        let world = World::new(rng.next_u64());
+        let mut play = Play::new(world, rng, case);
+        play.create().unwrap();
+        (0..4).for_each(|_| play.life().unwrap());
+        overlays += play.below.len();
+        copies += play.copies.0;
+        mirrors += play.copies.1;
+    }
+    println!("{overlays} overlays, {copies} copies, {mirrors} mirrors");
+    assert!(overlays > 20 && copies > 5 && mirrors > 3);
+}

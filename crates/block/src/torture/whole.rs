@@ -6,11 +6,15 @@ use std::rc::Rc;
 use cowhand_qcow2::Snapshot;
 
 use super::check::Look;
+use super::follow::Copier;
 use super::model::{Whole, tag_of};
-use super::{IMAGE, Path, Play, text};
+use super::over::Over;
+use super::{Play, text};
+use crate::CopyBeforeWrite;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind};
 use crate::io::Storage;
+use crate::overlay::snapshot_on;
 use crate::qcow2::create::Preallocation;
 use crate::queue::Queue;
 use crate::sync::Arc;
@@ -34,6 +38,10 @@ pub(super) struct Changing {
     what: Whole,
     /// The snapshot that is being deleted.
     id: Option<String>,
+    /// The overlay that is being made.
+    pub(super) over: Option<Over>,
+    /// The copy that was begun.
+    copy: Rc<RefCell<Option<CopyBeforeWrite>>>,
     /// Once it has ended, with the ID of a snapshot that was taken.
     result: Rc<RefCell<Option<Ended>>>,
 }
@@ -48,7 +56,9 @@ impl Changing {
 impl Play {
     /// Begins a change of the seed's choice.
     pub(super) fn begin_change(&mut self, disk: &Arc<Disk>) -> Result<Changing, String> {
-        let (what, id) = match self.rng.below(8) {
+        let (what, id) = match self.rng.below(11) {
+            8 | 9 => (Whole::Overlay, None),
+            10 if self.copier.is_none() => (Whole::Copy, None),
             0..=2 => (Whole::Take, None),
             3 | 4 if !self.taken.is_empty() => {
                 let pick = self.rng.below(self.taken.len() as u64) as usize;
@@ -78,6 +88,10 @@ impl Play {
         let preallocation = [Off, Off, Metadata, Falloc, Full][self.rng.below(5) as usize];
         let queue = Queue::new(self.world.driver().map_err(text)?);
         let result = Rc::new(RefCell::new(None));
+        let (overlay, over, note) = self.plan_overlay(op);
+        let over = matches!(what, Whole::Overlay).then_some(over);
+        let copy = Rc::new(RefCell::new(None));
+        let begun = copy.clone();
         let task = {
             let (disk, queue, what, id, slot) = (disk.clone(), queue.clone(), what.clone(), id.clone(), result.clone());
             async move {
@@ -85,6 +99,11 @@ impl Play {
                 let ended = match what {
                     Whole::Take => disk.create_snapshot_on(&queue, "a name").await.map(|info| Some(info.id)),
                     Whole::Apply(_) => disk.apply_snapshot_on(&queue, &id).await.map(|()| None),
+                    Whole::Overlay => snapshot_on(&queue, &[(disk, overlay)], note).await.map(|()| None),
+                    Whole::Copy => disk.copy_before_write_on(None).await.map(|copy| {
+                        *begun.borrow_mut() = Some(copy);
+                        None
+                    }),
                     Whole::Delete => disk.delete_snapshot_on(&queue, &id).await.map(|()| None),
                     Whole::Resize(sectors) => {
                         let mode = if sectors * 512 > disk.size() { preallocation } else { Preallocation::Off };
@@ -95,11 +114,11 @@ impl Play {
             }
         };
         queue.spawn(task);
-        Ok(Changing { queue, op, what, id, result })
+        Ok(Changing { queue, op, what, id, over, copy, result })
     }
 
     /// Lets a change go on for a while; gives it back if it has not ended.
-    pub(super) fn go_on(&mut self, changing: Changing, disk: &Disk) -> Result<Option<Changing>, String> {
+    pub(super) fn go_on(&mut self, changing: Changing, disk: &Arc<Disk>) -> Result<Option<Changing>, String> {
         for _ in 0..1 + self.rng.below(4) {
             self.world.step();
             changing.queue.turn(false, &mut Vec::new()).map_err(text)?;
@@ -112,7 +131,7 @@ impl Play {
         Ok(Some(changing))
     }
 
-    fn end_change(&mut self, changing: &Changing, ended: Ended, disk: &Disk) -> Result<(), String> {
+    fn end_change(&mut self, changing: &Changing, ended: Ended, disk: &Arc<Disk>) -> Result<(), String> {
         let Changing { op, what, id, .. } = changing;
         self.world.note(|| format!("op {op} done: {ended:?}"));
         self.model.end_whole(*op, what, ended.is_ok(), disk.size() / 512)?;
@@ -126,15 +145,23 @@ impl Play {
         }
         match (what, &ended) {
             (Whole::Take, Ok(Some(new))) => self.taken_anew(new, true)?,
+            (Whole::Overlay, Ok(_)) => self.switched(changing.over.as_ref().ok_or("no overlay was made")?)?,
+            (Whole::Copy, Ok(_)) => {
+                let legal = self.model.take_taken().ok_or("a copy was not begun")?;
+                let copy = changing.copy.borrow_mut().take().ok_or("a copy was not begun")?;
+                self.copier = Some(Copier::new(copy, disk, legal)?);
+            }
             (Whole::Delete, Ok(_)) => self.taken.retain(|taken| Some(&taken.id) != id.as_ref()),
             (_, Ok(_)) => {}
             (_, Err(e)) if refused.contains(&e.kind()) => {
                 self.taken.iter_mut().filter(|taken| Some(&taken.id) == id.as_ref()).for_each(|t| t.sure = true);
                 self.model.take_taken();
             }
+            // The disk goes on as it was, and nothing was written that could undo it.
+            (Whole::Overlay | Whole::Copy, Err(_)) => drop(self.model.take_taken()),
             (Whole::Take, Err(_)) => {
                 self.uncertain = true;
-                let image = self.world.content(Path::new(IMAGE)).ok_or("the image is gone")?;
+                let image = self.world.content(&self.image).ok_or("the image is gone")?;
                 let known = |s: &Snapshot| self.taken.iter().any(|taken| taken.id.as_bytes() == s.id);
                 let new = Look::new(&image)?.snapshots()?.into_iter().find(|s| !known(s));
                 if let Some(new) = new {
@@ -149,7 +176,7 @@ impl Play {
 
     /// A snapshot is there that was not there before.
     fn taken_anew(&mut self, id: &str, sure: bool) -> Result<(), String> {
-        let image = self.world.content(Path::new(IMAGE)).ok_or("the image is gone")?;
+        let image = self.world.content(&self.image).ok_or("the image is gone")?;
         let look = Look::new(&image)?;
         let snapshots = look.snapshots()?;
         let found = snapshots.iter().find(|s| s.id == id.as_bytes()).ok_or("a snapshot that was taken is not there")?;

@@ -67,6 +67,16 @@ fn try_lock(fd: BorrowedFd<'_>, masks: LockMasks) -> Result<(), LockError> {
     Ok(())
 }
 
+/// Gives back the locks that `masks` do not ask for. A conflict is not looked for: none can come of it.
+pub(super) fn relax(fd: BorrowedFd<'_>, masks: LockMasks) {
+    for (base, mask) in [(HELD, masks.held), (UNSHARED, masks.unshared)] {
+        for i in bits(!mask) {
+            // Unlocking can only fail on a descriptor that is not open.
+            let _ = call(fd, libc::F_OFD_SETLK, libc::F_UNLCK, base + i64::from(i), 1);
+        }
+    }
+}
+
 /// Gives back every lock of this open file on the bytes that QEMU uses.
 pub(super) fn unlock(fd: BorrowedFd<'_>) {
     for base in [HELD, UNSHARED] {

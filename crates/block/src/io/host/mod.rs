@@ -122,6 +122,10 @@ impl FileOps for HostFile {
         lock::lock(self.fd.as_fd(), masks)
     }
 
+    fn relax(&self, masks: LockMasks) {
+        lock::relax(self.fd.as_fd(), masks);
+    }
+
     fn unlock(&self) {
         lock::unlock(self.fd.as_fd());
     }

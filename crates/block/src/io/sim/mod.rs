@@ -165,6 +165,11 @@ impl World {
         self.lock().limit = bytes.min(disk::MAX_LEN);
     }
 
+    /// From now on no operation fails; how often they did.
+    pub fn take_faults(&self) -> Faults {
+        std::mem::take(&mut self.lock().faults)
+    }
+
     /// From now on flushes made for this reason do nothing (and say that all is well).
     pub fn skip_barrier(&self, barrier: Option<Barrier>) {
         self.lock().skipped = barrier;
@@ -429,6 +434,13 @@ impl FileOps for Handle {
         }
         locks.insert(self.handle, masks);
         Ok(())
+    }
+
+    fn relax(&self, masks: LockMasks) {
+        if let Some(locks) = self.world.lock().files[self.index].locks.get_mut(&self.handle) {
+            locks.held &= masks.held;
+            locks.unshared &= masks.unshared;
+        }
     }
 
     fn unlock(&self) {
