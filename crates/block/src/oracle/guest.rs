@@ -40,6 +40,8 @@ pub(super) struct Guest<'a> {
     pub(super) depth: usize,
     /// In sectors.
     pub(super) cluster: u64,
+    /// Whether it writes compressed clusters too.
+    pub(super) compresses: bool,
     /// Called in the order in which things happen, all queues together.
     pub(super) journal: &'a (dyn Fn(Moment) + Sync),
 }
@@ -87,7 +89,10 @@ impl Guest<'_> {
     }
 
     fn submit(&self, queue: &mut DiskQueue, rng: &mut Rng) -> Option<Flying> {
-        let kind = kind(rng);
+        let kind = match kind(rng) {
+            Kind::Compress if !self.compresses => Kind::Write,
+            kind => kind,
+        };
         let mut model = self.model.lock();
         let range = match (kind, self.range(rng, model.sectors())) {
             (Kind::Flush, _) => 0..0,

@@ -82,6 +82,7 @@ fn victim() {
         queues: 2,
         depth: 12,
         cluster,
+        compresses: true,
         journal: &journal,
     };
     guest.play(&mut Rng::new(seed.parse().unwrap()));

@@ -32,7 +32,19 @@ pub(super) fn play(disk: &Arc<Disk>, initial: Vec<u8>, shape: &Shape, rng: &mut 
     let ops = AtomicU32::new(0);
     let requests = if shape.cluster > 1 << 20 { 120 } else { 350 };
     let cluster = shape.cluster / 512;
-    let guest = Guest { disk, model: &model, ops: &ops, requests, queues: 2, depth: 10, cluster, journal: &no_journal };
+    // Clusters that are packed together share a count, and 2 bits would have none left for a snapshot.
+    let compresses = shape.refcount_bits != 2;
+    let guest = Guest {
+        disk,
+        model: &model,
+        ops: &ops,
+        requests,
+        queues: 2,
+        depth: 10,
+        cluster,
+        compresses,
+        journal: &no_journal,
+    };
     guest.play(rng);
     std::mem::replace(&mut *model.lock(), Model::new(Vec::new()))
 }
