@@ -9,11 +9,16 @@ need_rust() {
     command -v "$CARGO" >/dev/null || die "needs Rust (cargo) on PATH: https://rustup.rs"
 }
 
+# Prints where the file is that this variable names.
+given() {
+    [ -f "${!1}" ] || die "$1: ${!1}: no such file"
+    realpath "${!1}"
+}
+
 # Builds the static program and prints where it is. COWHAND_BIN names one that exists already.
 build_cowhand() {
     if [ -n "${COWHAND_BIN:-}" ]; then
-        [ -f "$COWHAND_BIN" ] || die "COWHAND_BIN: $COWHAND_BIN: no such file"
-        realpath "$COWHAND_BIN"
+        given COWHAND_BIN
         return
     fi
     need_rust
@@ -26,8 +31,7 @@ build_cowhand() {
 # Builds what measures the block engine and prints where it is. COWHAND_BENCH names one that exists already.
 build_bench() {
     if [ -n "${COWHAND_BENCH:-}" ]; then
-        [ -f "$COWHAND_BENCH" ] || die "COWHAND_BENCH: $COWHAND_BENCH: no such file"
-        realpath "$COWHAND_BENCH"
+        given COWHAND_BENCH
         return
     fi
     need_rust

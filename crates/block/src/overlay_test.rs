@@ -2,6 +2,7 @@ use std::cell::RefCell;
 
 use super::*;
 use crate::Preallocation;
+use crate::bitmap::BitmapState;
 use crate::chain::OpenPolicy;
 use crate::disk::DiskQueue;
 use crate::io::Storage;
@@ -271,6 +272,44 @@ fn the_old_file_is_a_readers_from_then_on() {
     let writing = Disk::open(&DiskSpec { readonly: false, ..spec }, &policy(&world));
     assert_eq!(writing.err().unwrap().kind(), ErrorKind::Locked);
     assert!(Disk::open(&DiskSpec::new(Path::new("/over"), Format::Qcow2), &policy(&world)).is_err());
+}
+
+#[test]
+fn bitmaps_of_the_old_image_say_what_was_changed_in_it_and_are_saved() {
+    let world = World::new(10);
+    let [disk, _] = disks(&world);
+    disk.create_bitmap("b", Some(65536), true).unwrap();
+    let mut queue = disk.queue().unwrap();
+    write(&world, &mut queue, 0, 1);
+    disk.snapshot_to(Overlay::new(Path::new("/over"))).unwrap();
+    write(&world, &mut queue, 65536, 2);
+    assert!(disk.bitmaps().unwrap().is_empty());
+    drop(queue);
+    disk.close().unwrap();
+
+    let below = open_at(&world, IMAGE, Format::Qcow2);
+    assert_eq!(below.bitmaps().unwrap()[0].state, BitmapState::Consistent);
+    assert_eq!(below.bitmap_ranges("b").unwrap(), [0..65536]);
+    below.close().unwrap();
+    crate::torture::assert_sound(&world.content(Path::new(IMAGE)).unwrap());
+}
+
+#[test]
+fn bitmaps_stay_in_use_when_the_disk_does_not_go_on_in_an_overlay() {
+    let world = World::new(11);
+    let [disk, _] = disks(&world);
+    disk.create_bitmap("b", Some(65536), true).unwrap();
+    let refusal = || Err(Error::new(ErrorKind::NoSpace, "no room for the note"));
+    snapshot_disks(vec![(disk.clone(), Overlay::new(Path::new("/over")))], refusal).unwrap_err();
+    let mut queue = disk.queue().unwrap();
+    write(&world, &mut queue, 65536, 2);
+    ask(&world, &mut queue, Request::Flush).unwrap();
+    drop(queue);
+    disk.forget();
+    world.kill_process();
+
+    let again = open_at(&world, IMAGE, Format::Qcow2);
+    assert_eq!(again.bitmaps().unwrap()[0].state, BitmapState::Inconsistent);
 }
 
 /// The step from `faulty` on every operation fails. How many layers there are afterwards.

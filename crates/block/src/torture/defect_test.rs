@@ -71,7 +71,7 @@ noticed! {
     what_changed_and_counts_as_written_is_noticed: ChangedCountsAsWritten, None, 100;
     flush_that_joins_a_running_commit_is_noticed: FlushJoinsRunningCommit, None, 200;
     dirty_slice_that_is_evicted_is_noticed: DirtySliceEvicted, None, 500;
-    freed_before_durable_is_noticed_edge_31: FreedBeforeDurable, None, 2000;
+    freed_before_durable_is_noticed_edges_30_and_31: FreedBeforeDurable, None, 2000;
     freed_under_requests_is_noticed: FreedUnderRequests, None, 4000;
     reused_before_its_punch_is_noticed_edge_31: ReusedBeforePunch, None, 500;
     shared_and_punched_is_noticed_edge_25: SharedPunched, None, 100;
