@@ -281,6 +281,7 @@ fn bitmaps_of_the_old_image_say_what_was_changed_in_it_and_are_saved() {
     disk.create_bitmap("b", Some(65536), true).unwrap();
     let mut queue = disk.queue().unwrap();
     write(&world, &mut queue, 0, 1);
+    write(&world, &mut queue, 3 * 65536, 1);
     disk.snapshot_to(Overlay::new(Path::new("/over"))).unwrap();
     write(&world, &mut queue, 65536, 2);
     assert!(disk.bitmaps().unwrap().is_empty());
@@ -289,7 +290,7 @@ fn bitmaps_of_the_old_image_say_what_was_changed_in_it_and_are_saved() {
 
     let below = open_at(&world, IMAGE, Format::Qcow2);
     assert_eq!(below.bitmaps().unwrap()[0].state, BitmapState::Consistent);
-    assert_eq!(below.bitmap_ranges("b").unwrap(), [0..65536]);
+    assert_eq!(below.bitmap_ranges("b").unwrap(), [0..65536, 3 * 65536..4 * 65536]);
     below.close().unwrap();
     crate::torture::assert_sound(&world.content(Path::new(IMAGE)).unwrap());
 }
