@@ -11,6 +11,8 @@
 use std::ops::Range;
 use std::rc::Rc;
 
+use cowhand_qcow2::{BitmapFlags, DirectoryEntry};
+
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::node::Node;
@@ -42,6 +44,25 @@ pub struct BitmapInfo {
     pub state: BitmapState,
     /// Bytes of its bits, at most 512 MiB.
     pub bytes: u64,
+}
+
+impl BitmapInfo {
+    /// What the directory of an image with a disk of `size` bytes says.
+    pub(crate) fn new(entry: &DirectoryEntry, size: u64) -> Self {
+        Self {
+            name: String::from_utf8_lossy(&entry.name).into_owned(),
+            granularity: 1 << entry.granularity_bits,
+            enabled: entry.flags.contains(BitmapFlags::AUTO),
+            state: if entry.flags.contains(BitmapFlags::IN_USE) {
+                BitmapState::Inconsistent
+            } else if entry.is_usable() {
+                BitmapState::Consistent
+            } else {
+                BitmapState::UnknownExtraData
+            },
+            bytes: entry.data_len(size),
+        }
+    }
 }
 
 /// All of these block the calling thread, which must not be one that serves a queue of this disk with requests in flight: they

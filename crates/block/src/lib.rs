@@ -13,6 +13,7 @@ mod flush;
 mod grace;
 mod granules;
 mod hooks;
+mod inspect;
 pub mod io;
 mod join;
 #[cfg(test)]
@@ -44,6 +45,7 @@ pub use change::SnapshotInfo;
 pub use copy_before::CopyBeforeWrite;
 pub use disk::{Disk, DiskQueue, LayerInfo};
 pub use error::{Error, ErrorKind, Result};
+pub use inspect::{ImageInfo, Qcow2Info, inspect};
 pub use overlay::{Overlay, OverlayOptions, OverlaySource, snapshot_disks};
 pub use qcow2::create::{Preallocation, create_image};
 pub use request::{Event, Limits, Request, RequestQueue, Wait};

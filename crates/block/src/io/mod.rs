@@ -79,6 +79,14 @@ pub trait FileOps: Send + Sync {
     /// The system's.
     fn length(&self) -> io::Result<u64>;
 
+    /// How many bytes of the host's space it takes; its length where that is not known.
+    ///
+    /// # Errors
+    /// The system's.
+    fn allocated(&self) -> io::Result<u64> {
+        self.length()
+    }
+
     /// The first bytes from `offset` on that may be something else than zeros; none if there are no such up to the file's end. A
     /// storage that knows nothing of holes says that all is data.
     ///

@@ -17,6 +17,7 @@ mod format_test;
 mod guest;
 mod hostile_check_test;
 mod image;
+mod inspect_test;
 mod interop_test;
 mod kill_test;
 mod lock_test;

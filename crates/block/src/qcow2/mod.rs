@@ -31,6 +31,7 @@ pub(crate) mod create;
 pub(crate) mod data;
 mod dirty;
 mod entry;
+pub(crate) mod inspect;
 mod layer;
 mod layout;
 mod load;

@@ -30,7 +30,7 @@ use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex};
 pub(crate) const METADATA_CACHE: u64 = 160 << 20;
 
 /// Bytes of a LUKS header without its key material.
-const LUKS_HEADER: usize = 592;
+pub(super) const LUKS_HEADER: usize = 592;
 
 /// How an image is to be opened.
 #[derive(Clone, Copy, Debug, Default)]

@@ -100,6 +100,11 @@ impl FileOps for HostFile {
         Ok(rustix::fs::seek(&self.fd, SeekFrom::End(0))?)
     }
 
+    fn allocated(&self) -> io::Result<u64> {
+        // The system counts in 512 bytes, whatever the file system's blocks are.
+        Ok(rustix::fs::fstat(&self.fd)?.st_blocks.cast_unsigned().saturating_mul(512))
+    }
+
     fn data_after(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         // Nothing here uses the file position.
         let start = match rustix::fs::seek(&self.fd, SeekFrom::Data(offset)) {

@@ -55,20 +55,11 @@ impl Image {
 
     /// What there is.
     pub(crate) async fn bitmaps(&self, queue: &Rc<Queue>) -> Result<Vec<BitmapInfo>> {
-        let info = |entry: &DirectoryEntry| BitmapInfo {
-            name: String::from_utf8_lossy(&entry.name).into_owned(),
-            granularity: 1 << entry.granularity_bits,
-            enabled: entry.flags.contains(BitmapFlags::AUTO),
-            state: if self.live(&entry.name).is_some() {
-                BitmapState::Consistent
-            } else if entry.flags.contains(BitmapFlags::IN_USE) {
-                BitmapState::Inconsistent
-            } else if entry.is_usable() {
-                BitmapState::Consistent
-            } else {
-                BitmapState::UnknownExtraData
-            },
-            bytes: entry.data_len(self.size),
+        let info = |entry: &DirectoryEntry| {
+            let info = BitmapInfo::new(entry, self.size);
+            // In use by us.
+            let live = self.live(&entry.name).is_some();
+            if live { BitmapInfo { state: BitmapState::Consistent, ..info } } else { info }
         };
         Ok(self.any_directory(queue).await?.entries.iter().map(info).collect())
     }

@@ -1,0 +1,80 @@
+//! What an image says of itself: its header, snapshots and bitmaps, for people and scripts.
+//!
+//! One file is opened, for reading, and nothing that it names: neither a backing file nor an external data file. (CVE-2024-4467.) No secret
+//! is asked for, and no guest data is read.
+
+use std::path::{Path, PathBuf};
+
+use cowhand_qcow2::{Header, luks};
+
+use crate::bitmap::BitmapInfo;
+use crate::chain::{self, OpenPolicy};
+use crate::change::SnapshotInfo;
+use crate::disk::{block_on, blocking_driver};
+use crate::error::{Error, Result};
+use crate::qcow2::inspect::Inspection;
+use crate::queue::Queue;
+use crate::spec::{DiskSpec, Format};
+
+/// What there is to say of an image.
+#[derive(Clone, Debug)]
+pub struct ImageInfo {
+    /// Its file.
+    pub path: PathBuf,
+    /// As it was given.
+    pub format: Format,
+    /// The virtual size in bytes.
+    pub virtual_size: u64,
+    /// How long the file is, in bytes.
+    pub file_len: u64,
+    /// How much of the host's space the file takes, in bytes.
+    pub allocated: u64,
+    /// What only a qcow2 image has.
+    pub qcow2: Option<Qcow2Info>,
+}
+
+/// What there is to say of a qcow2 image.
+#[derive(Clone, Debug)]
+pub struct Qcow2Info {
+    /// All that its header says.
+    pub header: Header,
+    /// Its internal snapshots, in the order of their table.
+    pub snapshots: Vec<SnapshotInfo>,
+    /// Its bitmaps, in the order of their directory.
+    pub bitmaps: Vec<BitmapInfo>,
+    /// Its LUKS header.
+    pub luks: Option<luks::Header>,
+}
+
+/// Looks at the image at `path`, which is locked for as long unless `lock` is off.
+///
+/// # Errors
+/// The file cannot be opened, locked or read; it is not of this format; its header, snapshot table, bitmap directory or LUKS header is
+/// damaged.
+pub fn inspect(path: &Path, format: Format, lock: bool, policy: &OpenPolicy) -> Result<ImageInfo> {
+    let spec = DiskSpec { readonly: true, lock, ..DiskSpec::new(path, format) };
+    let file = chain::open_file(policy, path, false, &spec)?;
+    let io_error = |e| Error::io("cannot tell the file's length", e).at_path(path);
+    let file_len = file.length().map_err(io_error)?;
+    let allocated = file.allocated().map_err(io_error)?;
+    let mut info = ImageInfo {
+        path: path.to_path_buf(),
+        format,
+        virtual_size: file_len.next_multiple_of(512),
+        file_len,
+        allocated,
+        qcow2: None,
+    };
+    if format == Format::Qcow2 {
+        let queue = Queue::new(blocking_driver(&policy.storage)?);
+        let task = {
+            let (queue, file, path) = (queue.clone(), file.clone(), path.to_path_buf());
+            async move { Inspection::make(&queue, file, &path).await }
+        };
+        let Inspection { header, snapshots, bitmaps, luks } = block_on(&queue, task)?;
+        info.virtual_size = header.size;
+        info.qcow2 = Some(Qcow2Info { header, snapshots, bitmaps, luks });
+    }
+    file.unlock();
+    Ok(info)
+}
