@@ -25,7 +25,7 @@ use cowhand_qcow2::{ClusterBits, CreateParams, Header};
 use crate::chain::{self, DEPTH_MAX};
 use crate::disk::{Disk, block_on, blocking_driver};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Barrier, Buffer, File, LockMasks};
+use crate::io::{Barrier, File, LockMasks};
 use crate::node::Node;
 use crate::qcow2::open::Opening;
 use crate::qcow2::{Image, create};
@@ -342,15 +342,8 @@ async fn name_backing(
     header.set_backing(Some(&backing.name), Some(backing.format()));
     let encoded = header.encode();
     let bytes = encoded.map_err(|e| Error::new(ErrorKind::Invalid, e.to_string()).at_path(path))?;
-    let (first, rest) = bytes.split_at(bytes.len().min(512));
-    let io_error = |e| Error::io("cannot write the header", e).at_path(path);
-    // The first sector last: until then it names nothing of the rest.
-    if !rest.is_empty() {
-        queue.write_buffer(file, 512, Buffer::from_bytes(rest)).await.map_err(io_error)?;
-        queue.flush(file, Barrier::Create).await.map_err(io_error)?;
-    }
-    queue.write_buffer(file, 0, Buffer::from_bytes(first)).await.map_err(io_error)?;
-    queue.flush(file, Barrier::Header).await.map_err(io_error)
+    let written = create::write_new_header(queue, file, &bytes, false).await;
+    written.map_err(|e| Error::io("cannot write the header", e).at_path(path))
 }
 
 /// Puts the overlays into their places, at one moment.

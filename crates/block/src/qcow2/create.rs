@@ -236,15 +236,27 @@ pub(crate) async fn create_with(
             queue.flush(data_file, Barrier::Create).await.map_err(io_error)?;
         }
     }
-    if !no_flush {
-        queue.flush(file, Barrier::Create).await.map_err(io_error)?;
-    }
     let encoded = header.encode().map_err(format_error)?;
-    queue.write_buffer(file, 0, Buffer::from_bytes(&encoded)).await.map_err(io_error)?;
-    if !no_flush {
-        queue.flush(file, Barrier::Header).await.map_err(io_error)?;
+    write_new_header(queue, file, &encoded, no_flush).await.map_err(io_error)
+}
+
+/// Writes the header area of an image that nobody uses yet, durably, and its first sector last: until that is there the file names
+/// nothing, neither its tables nor the strings that lie in other sectors. (Sharp edge 57.)
+pub(crate) async fn write_new_header(
+    queue: &Rc<Queue>,
+    file: &File,
+    area: &[u8],
+    no_flush: bool,
+) -> std::io::Result<()> {
+    let (first, rest) = area.split_at(area.len().min(512));
+    if !rest.is_empty() {
+        queue.write_buffer(file, 512, Buffer::from_bytes(rest)).await?;
     }
-    Ok(())
+    if !no_flush {
+        queue.flush(file, Barrier::Create).await?;
+    }
+    queue.write_buffer(file, 0, Buffer::from_bytes(first)).await?;
+    if no_flush { Ok(()) } else { queue.flush(file, Barrier::Header).await }
 }
 
 /// A preallocated L2 table. With extended L2 entries no subcluster is allocated: what they are shows through, or is zero; but in a data
