@@ -2,19 +2,25 @@ use super::*;
 
 /// A new image whose making is cut short: it either has no magic yet, or it is whole.
 fn create_cut_short(seed: u64, skipped: Option<Barrier>) -> Result<(), String> {
+    let params = CreateParams { cluster_bits: ClusterBits::new(9).unwrap(), ..CreateParams::new(4 << 20) };
+    make_cut_short(seed, skipped, params, 120)
+}
+
+/// The same for any image, cut short within so many steps.
+fn make_cut_short(seed: u64, skipped: Option<Barrier>, params: CreateParams, within: u64) -> Result<(), String> {
+    let name = params.backing.as_ref().map(|(name, _)| name.clone());
     let mut rng = Rng::new(seed);
     let world = World::new(rng.next_u64());
     world.skip_barrier(skipped);
     let file = world.create(Path::new(IMAGE)).map_err(text)?;
     world.sync_dir(Path::new("/")).map_err(text)?;
     let queue = Queue::new(world.driver().map_err(text)?);
-    let params = CreateParams { cluster_bits: ClusterBits::new(9).unwrap(), ..CreateParams::new(4 << 20) };
     let task = {
         let queue = queue.clone();
         async move { create::create(&queue, &file, Path::new(IMAGE), &params, false).await.unwrap() }
     };
     queue.spawn(task);
-    let steps = rng.below(120);
+    let steps = rng.below(within);
     for _ in 0..steps {
         queue.turn(false, &mut Vec::new()).map_err(text)?;
         world.step();
@@ -24,7 +30,11 @@ fn create_cut_short(seed: u64, skipped: Option<Barrier>) -> Result<(), String> {
     queue.shut_down();
     let image = world.content(Path::new(IMAGE)).ok_or("the image is gone")?;
     match cowhand_qcow2::Header::probe(&image) {
-        true => check::check(&image),
+        true => {
+            let header = cowhand_qcow2::Header::parse(&image, image.len() as u64).map_err(text)?;
+            let named = header.backing_name == name;
+            check::check(&image).and(if named { Ok(()) } else { Err("it names another backing file".into()) })
+        }
         false if made => Err("the image was reported made, and is not there".into()),
         false => Ok(()),
     }
@@ -33,6 +43,18 @@ fn create_cut_short(seed: u64, skipped: Option<Barrier>) -> Result<(), String> {
 #[test]
 fn an_image_whose_making_is_cut_short_is_whole_or_none() {
     let failed: Vec<_> = (0..2000).filter_map(|seed| create_cut_short(seed, None).err()).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+fn edge_57_an_image_whose_making_is_cut_short_names_its_backing_file_in_full_or_is_none() {
+    let cut_short = |seed| {
+        // The name reaches into the second sector of the header area.
+        let backing = Some((vec![b'b'; 500], "raw".into()));
+        let cluster_bits = ClusterBits::new(12).unwrap();
+        make_cut_short(seed, None, CreateParams { cluster_bits, backing, ..CreateParams::new(1 << 20) }, 10)
+    };
+    let failed: Vec<_> = (0..2000).filter_map(|seed| cut_short(seed).err()).collect();
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
