@@ -39,7 +39,9 @@ fn qemus_map(path: &Path) -> Vec<Row> {
     let mut rows = Vec::new();
     for entry in said.as_array().unwrap() {
         let number = |key: &str| entry[key].as_u64().unwrap();
-        let flags = ["present", "zero", "data", "compressed"].map(|key| entry[key].as_bool().unwrap());
+        let mut flags = ["present", "zero", "data", "compressed"].map(|key| entry[key].as_bool().unwrap());
+        // Where QEMU takes an image for preallocated it looks for holes of the host's in the data too.
+        flags[1] &= !flags[2];
         // QEMU names places that belong to clusters of which this layer has nothing too.
         let place = entry.get("offset").filter(|_| flags[0]).map(|place| place.as_u64().unwrap());
         Row { range: (number("start"), number("length")), depth: number("depth"), flags, place }.push(&mut rows);
