@@ -189,6 +189,9 @@ impl BlockWorker {
             if more {
                 self.fresh = false;
                 engine.wait(Wait::Poll, &mut events)?;
+            } else if stopping {
+                // What the driver goes on to offer is not taken any more, and must not keep us awake.
+                engine.wait(Wait::Block, &mut events)?;
             } else {
                 self.wait(engine, &mut events)?;
             }
