@@ -20,7 +20,7 @@ use crate::node::Node;
 use crate::queue::{Outcome, Queue};
 use crate::request::{Event, Limits, Request, RequestQueue, Wait};
 use crate::spec::{DetectZeroes, DiskSpec, Format};
-use crate::sync::{Arc, AsyncMutex, AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering};
+use crate::sync::{Arc, AsyncMutex, AtomicBool, AtomicU64, AtomicUsize, Mutex, Ordering, RangeLocks};
 
 /// The most bytes that one request may discard or zero.
 const DISCARD_MAX: u64 = 1 << 30;
@@ -34,6 +34,15 @@ pub struct LayerInfo {
     pub format: Format,
     /// Its virtual size in bytes.
     pub size: u64,
+}
+
+/// What requests must be multiples of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    /// 512 bytes.
+    Sectors,
+    /// What the topmost layer takes.
+    Layers,
 }
 
 /// What a request of a disk meets when it enters.
@@ -57,6 +66,8 @@ pub struct Disk {
     grace: Arc<Grace>,
     /// Held by whatever changes the disk as a whole.
     changes: AsyncMutex,
+    /// The sectors that are being written by those who write bytes ([`crate::bytes`]).
+    byte_writers: RangeLocks,
     queues: AtomicUsize,
     closed: AtomicBool,
 }
@@ -86,6 +97,7 @@ impl Disk {
             top: Mutex::new(Top { node, hooks: None }),
             generation: AtomicU64::new(0),
             changes: AsyncMutex::default(),
+            byte_writers: RangeLocks::default(),
             queues: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
         }))
@@ -142,6 +154,10 @@ impl Disk {
 
     pub(crate) fn changes(&self) -> &AsyncMutex {
         &self.changes
+    }
+
+    pub(crate) fn byte_writers(&self) -> &RangeLocks {
+        &self.byte_writers
     }
 
     /// The virtual size in bytes, a multiple of 512.
@@ -250,12 +266,12 @@ impl Disk {
     }
 
     /// Enters once the gate is open and no copy is in the way, and checks the request against the disk as it is then.
-    async fn enter_when_open(&self, queue: usize, request: &Request) -> Result<(Entered, Arc<Node>)> {
+    async fn enter_when_open(&self, queue: usize, request: &Request, unit: Unit) -> Result<(Entered, Arc<Node>)> {
         while self.grace.opened().await {
             let Some(ticket) = self.grace.enter(queue, matches!(request, Request::Flush)) else { continue };
             let mut entered = Entered { grace: self.grace.clone(), ticket, marks: None };
             let Top { node, hooks } = self.top.lock().clone();
-            self.check(&node, request)?;
+            self.check(&node, request, unit)?;
             if let (Some(hooks), Some(bytes)) = (hooks, request.written()) {
                 if let Some(copy) = hooks.obstacle(&bytes) {
                     // Not inside: a gate that closes meanwhile would wait for us, and the copy for the gate.
@@ -277,6 +293,12 @@ impl Disk {
             return Ok((Entered { grace: self.grace.clone(), ticket, marks: None }, self.node()));
         }
         Err(self.broken())
+    }
+
+    /// Serves a request in whatever units the topmost layer takes ([`Node::unit`]), on the calling task.
+    pub(crate) async fn request(&self, queue: &Rc<Queue>, number: usize, request: &Request) -> Result<()> {
+        let (_entered, node) = self.enter_when_open(number, request, Unit::Layers).await?;
+        self.serve(&node, queue, request).await
     }
 
     /// Serves a request, which has entered.
@@ -307,7 +329,7 @@ impl Disk {
         }
     }
 
-    fn check(&self, node: &Node, request: &Request) -> Result<()> {
+    fn check(&self, node: &Node, request: &Request, unit: Unit) -> Result<()> {
         let (offset, len, writes) = match request {
             Request::Read { offset, data } => (*offset, segs_len(data), false),
             Request::Write { offset, data } | Request::WriteCompressed { offset, data } => {
@@ -320,7 +342,8 @@ impl Disk {
             return Err(Error::new(ErrorKind::ReadOnly, "the disk is read-only").at_path(&self.spec.path));
         }
         let size = node.size();
-        if (offset | len) % 512 != 0 || len == 0 || offset.checked_add(len).is_none_or(|end| end > size) {
+        let unit = if unit == Unit::Sectors { 512 } else { node.unit() };
+        if (offset | len) % unit != 0 || len == 0 || offset.checked_add(len).is_none_or(|end| end > size) {
             let message = format!("a request for {len} bytes at {offset} does not fit the disk of {size} bytes");
             return Err(Error::new(ErrorKind::Invalid, message).at_path(&self.spec.path));
         }
@@ -466,7 +489,7 @@ impl DiskQueue {
         self.queue.spawn(async move {
             let entered = match entered {
                 Some(entered) => Ok(entered),
-                None => disk.enter_when_open(number, &request).await,
+                None => disk.enter_when_open(number, &request, Unit::Sectors).await,
             };
             let result = match entered {
                 Ok((entered, node)) => {
@@ -506,7 +529,7 @@ impl RequestQueue for DiskQueue {
             return self.spawn(tag, request, None);
         };
         self.follow();
-        if let Err(error) = self.disk.check(&self.top.node, &request) {
+        if let Err(error) = self.disk.check(&self.top.node, &request, Unit::Sectors) {
             self.disk.grace.leave(ticket);
             self.in_flight.set(self.in_flight.get() - 1);
             self.finished.borrow_mut().push(Event::Done { tag, result: Err(error), data: request.into_data() });

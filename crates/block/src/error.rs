@@ -126,7 +126,7 @@ impl fmt::Display for Error {
 }
 
 /// The system's words for an error without Rust's "(os error N)".
-fn os_text(error: &io::Error) -> String {
+pub(crate) fn os_text(error: &io::Error) -> String {
     let text = error.to_string();
     match text.find(" (os error ") {
         Some(end) => text[..end].to_string(),

@@ -3,11 +3,13 @@
 //! It knows nothing of virtio, of KVM or of the command line.
 
 mod bitmap;
+pub mod bytes;
 mod chain;
 mod change;
 pub mod check;
 mod copy_before;
 mod disk;
+mod errno;
 mod error;
 mod flush;
 mod grace;

@@ -71,6 +71,14 @@ impl Node {
         }
     }
 
+    /// What offsets and lengths of requests must be multiples of.
+    pub(crate) fn unit(&self) -> u64 {
+        match self {
+            Self::Raw(_) => 1,
+            Self::Qcow2(_) => 512,
+        }
+    }
+
     /// The unit in which space is given back.
     pub(crate) fn granularity(&self) -> u32 {
         match self {
@@ -141,6 +149,14 @@ impl Node {
         match self {
             Self::Raw(raw) => raw.write_zeroes(queue, offset, len, unmap).await,
             Self::Qcow2(image) => image.watched(queue, image.write_zeroes(queue, offset, len, unmap)).await,
+        }
+    }
+
+    /// Whether the range can be made to read as zeros without writing zeros.
+    pub(crate) fn zeroes_without_writing(&self, offset: u64, len: u64) -> bool {
+        match self {
+            Self::Raw(raw) => raw.may_zero(),
+            Self::Qcow2(image) => image.zeroes_without_writing(offset, len),
         }
     }
 

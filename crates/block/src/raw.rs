@@ -150,6 +150,11 @@ impl RawImage {
         self.write_zeros(queue, offset, len).await
     }
 
+    /// Whether the host may be able to zero a range by itself: nothing is known to the contrary.
+    pub(crate) fn may_zero(&self) -> bool {
+        !self.no_zero_range.load(Ordering::Relaxed)
+    }
+
     async fn write_zeros(&self, queue: &Rc<Queue>, offset: u64, len: u64) -> Result<()> {
         let mut done = 0;
         while done < len {

@@ -58,6 +58,14 @@ impl Image {
         self.zero_part(queue, whole_end.min(end), end).await
     }
 
+    /// Whether the range can be made to read as zeros by its L2 entries alone.
+    pub(crate) fn zeroes_without_writing(&self, offset: u64, len: u64) -> bool {
+        let unit = self.geometry.subcluster_size();
+        let end = offset + len;
+        let whole = offset.is_multiple_of(unit) && (end.is_multiple_of(unit) || end >= self.size);
+        whole && !self.has_raw_data_file() && (self.geometry.version >= 3 || self.backing.is_none())
+    }
+
     /// Makes a part of one cluster (or of two) read as zeros: whole subclusters by their bits, the rest by writing.
     async fn zero_part(&self, queue: &Rc<Queue>, start: u64, end: u64) -> Result<()> {
         let sub = self.geometry.subcluster_size();
