@@ -11,13 +11,14 @@ use cowhand_qcow2::{CreateParams, Header};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{File, LockError, LockMasks, OpenMode, Storage};
 use crate::node::Node;
+use crate::probe::probe;
 use crate::qcow2::data::DataFile;
 use crate::qcow2::open::{ImageOptions, METADATA_CACHE, Opening};
 use crate::qcow2::{Image, create};
 use crate::queue::Queue;
 use crate::raw::RawImage;
-use crate::secret::Secret;
-use crate::spec::{Cache, DiskSpec, Format};
+use crate::secret::{Secret, SecretSource};
+use crate::spec::{Backing, Cache, DiskSpec, Format};
 use crate::sync::Arc;
 
 /// A chain this deep is taken for a mistake.
@@ -28,6 +29,9 @@ pub(crate) const DEPTH_MAX: usize = 1000;
 pub struct OpenPolicy {
     /// Where files live.
     pub storage: Arc<dyn Storage>,
+    /// Whether the format of a backing file that no header records may be guessed from its content. Who can write that file, a
+    /// guest above all, then decides what is read as an image's header, and which files that names.
+    pub probe: bool,
     /// Below which directories files named by image headers may be opened; if empty, below each image's own.
     pub allow_dirs: Vec<PathBuf>,
     /// Where the throw-away overlays of `ephemeral=on` are made.
@@ -39,7 +43,7 @@ impl OpenPolicy {
     #[must_use]
     pub fn host() -> Self {
         let temp_dir = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
-        Self { storage: Arc::new(crate::io::host::Host::default()), allow_dirs: Vec::new(), temp_dir }
+        Self { storage: Arc::new(crate::io::host::Host::default()), allow_dirs: Vec::new(), probe: false, temp_dir }
     }
 }
 
@@ -48,6 +52,7 @@ struct Layer {
     path: PathBuf,
     file: File,
     image: Unconnected,
+    secret: Option<Secret>,
 }
 
 enum Unconnected {
@@ -57,12 +62,17 @@ enum Unconnected {
 }
 
 impl Layer {
-    async fn new(queue: &Rc<Queue>, path: PathBuf, file: File, format: Format) -> Result<Self> {
+    async fn new(
+        queue: &Rc<Queue>,
+        path: PathBuf,
+        file: File,
+        (format, secret): (Format, Option<Secret>),
+    ) -> Result<Self> {
         let image = match format {
             Format::Raw => Unconnected::Raw,
             Format::Qcow2 => Unconnected::Qcow2(Box::new(Opening::header(queue, file.clone(), &path).await?)),
         };
-        Ok(Self { path, file, image })
+        Ok(Self { path, file, image, secret })
     }
 }
 
@@ -73,16 +83,19 @@ pub(crate) async fn open(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy
     if spec.format == Format::Raw && !spec.force_raw {
         refuse_qcow2(queue, &spec.path, &top).await?;
     }
-    let mut layers = vec![Layer::new(queue, spec.path.clone(), top, spec.format).await?];
+    let top = Layer::new(queue, spec.path.clone(), top, (spec.format, secret(spec, policy)?)).await?;
+    let mut layers = vec![top];
+    // Those of the layers that are described, from the topmost down.
+    let mut described = vec![spec];
     // Downwards, opening; then upwards, connecting: a deep chain needs no deep stack.
-    while let Some(next) = below(queue, &layers, spec, policy).await? {
+    while let Some((next, given)) = below(queue, &layers, &described, policy).await? {
         layers.push(next);
+        described.extend(given);
     }
     let mut node: Option<Arc<Node>> = None;
     let mut files =
         Files { known: layers.iter().map(|layer| layer.file.traits().identity).collect(), written: writable };
     let cache_below = metadata_cache_below(spec, layers.len());
-    let secret = secret(spec, policy)?;
     while let Some(layer) = layers.pop() {
         let is_top = layers.is_empty() && !spec.ephemeral;
         let options = ImageOptions {
@@ -92,9 +105,10 @@ pub(crate) async fn open(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy
             discard_no_unref: spec.discard_no_unref,
             resolve: is_top,
         };
-        let external = data_file(&layer, options.writable, &mut files, (spec, policy))?;
+        let described = described.get(layers.len()).copied();
+        let external = data_file(&layer, options.writable, &mut files, (described, spec, policy))?;
         let links = (node.take(), external);
-        node = Some(Arc::new(connect(queue, layer, links, secret.as_ref(), options).await?));
+        node = Some(Arc::new(connect(queue, layer, links, options).await?));
     }
     let node = node.ok_or_else(|| Error::new(ErrorKind::Invalid, "a disk without layers"))?;
     if spec.ephemeral { overlay(queue, node, spec, policy).await } else { Ok(node) }
@@ -103,6 +117,9 @@ pub(crate) async fn open(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy
 /// The disk's secret, if it has one.
 fn secret(spec: &DiskSpec, policy: &OpenPolicy) -> Result<Option<Secret>> {
     let Some(source) = &spec.secret else { return Ok(None) };
+    if let SecretSource::Known(secret) = source {
+        return Ok(Some(secret.clone()));
+    }
     let secret = policy.storage.secret(source);
     let secret =
         secret.map_err(|e| Error::io(format!("cannot read the secret from {source}"), e).at_path(&spec.path))?;
@@ -117,10 +134,11 @@ pub(crate) async fn open_overlay(
     top: &Node,
     (spec, policy): (&DiskSpec, &OpenPolicy),
 ) -> Result<Image> {
-    let layer = Layer { path: path.to_path_buf(), file: file.clone(), image: Unconnected::Qcow2(Box::new(opening)) };
+    let image = Unconnected::Qcow2(Box::new(opening));
+    let layer = Layer { path: path.to_path_buf(), file: file.clone(), image, secret: None };
     let layers = std::iter::successors(Some(top), |node| node.backing().map(|node| &**node));
     let known = layers.flat_map(|node| [node.file(), node.data_file()]).map(|file| file.traits().identity).collect();
-    let external = data_file(&layer, true, &mut Files { known, written: true }, (spec, policy))?;
+    let external = data_file(&layer, true, &mut Files { known, written: true }, (None, spec, policy))?;
     let Unconnected::Qcow2(opening) = layer.image else {
         return Err(Error::new(ErrorKind::Invalid, "only a qcow2 image can be an overlay").at_path(path));
     };
@@ -145,13 +163,12 @@ async fn connect(
     queue: &Rc<Queue>,
     layer: Layer,
     links: (Option<Arc<Node>>, Option<DataFile>),
-    secret: Option<&Secret>,
     options: ImageOptions,
 ) -> Result<Node> {
     match layer.image {
         Unconnected::Raw => Ok(Node::Raw(RawImage::new(layer.file, &layer.path, options.writable, options.no_flush)?)),
         Unconnected::Qcow2(opening) => {
-            let image = opening.finish(queue, links, secret, options).await?;
+            let image = opening.finish(queue, links, layer.secret.as_ref(), options).await?;
             Ok(Node::Qcow2(Box::new(image)))
         }
     }
@@ -184,21 +201,24 @@ fn data_file(
     layer: &Layer,
     write: bool,
     files: &mut Files,
-    (spec, policy): (&DiskSpec, &OpenPolicy),
+    (described, spec, policy): (Option<&DiskSpec>, &DiskSpec, &OpenPolicy),
 ) -> Result<Option<DataFile>> {
     let Unconnected::Qcow2(opening) = &layer.image else { return Ok(None) };
     let header = opening.parsed();
     if !header.has_data_file() {
         return Ok(None);
     }
-    let Some(name) = header.external_data_file_name() else {
-        let message = "its data lies in another file, whose name is not recorded; record it with 'qemu-img amend'";
-        return Err(Error::new(ErrorKind::Refused, message).at_path(&layer.path));
+    let path = match (described.and_then(|spec| spec.data_file.as_ref()), header.external_data_file_name()) {
+        (Some(path), _) => path.clone(),
+        (None, Some(name)) => referenced_path("data file", name, &layer.path, policy)?,
+        (None, None) => {
+            let message = "'data-file' is required for this image";
+            return Err(Error::new(ErrorKind::Refused, message).at_path(&layer.path));
+        }
     };
-    let path = referenced_path("data file", name, &layer.path, policy)?;
     let in_words = |e: Error| {
-        let message = format!("cannot open the data file of {}: {e}", layer.path.display());
-        Error::new(e.kind(), message)
+        let message = format!("Could not open data file: {e}");
+        Error::new(e.kind(), message).at_path(&layer.path)
     };
     let file = open_unlocked(policy, &path, write, spec).map_err(in_words)?;
     if file.traits().identity == layer.file.traits().identity {
@@ -237,31 +257,45 @@ async fn overlay(queue: &Rc<Queue>, node: Arc<Node>, spec: &DiskSpec, policy: &O
     Ok(Arc::new(Node::Qcow2(Box::new(image))))
 }
 
-/// The layer below the last one, if there is one.
-async fn below(queue: &Rc<Queue>, layers: &[Layer], spec: &DiskSpec, policy: &OpenPolicy) -> Result<Option<Layer>> {
-    let [.., last] = layers else { return Ok(None) };
+/// The layer below the last one, if there is one, and how it was described, if it was. `described` has the layers that were, the topmost
+/// first.
+async fn below<'a>(
+    queue: &Rc<Queue>,
+    layers: &[Layer],
+    described: &[&'a DiskSpec],
+    policy: &OpenPolicy,
+) -> Result<Option<(Layer, Option<&'a DiskSpec>)>> {
+    let ([.., last], Some(spec)) = (layers, described.first()) else { return Ok(None) };
     let Unconnected::Qcow2(opening) = &last.image else { return Ok(None) };
-    let header = opening.parsed();
-    let Some(name) = &header.backing_name else { return Ok(None) };
-    let given = if layers.len() == 1 { spec.backing_format } else { None };
-    let format = match (given, header.backing_format()) {
-        (Some(format), _) => format,
-        (None, Some(name)) => backing_format(name, last)?,
-        (None, None) => {
-            let message = "its backing file's format is not recorded, and is not guessed; give backing-format=, or record it \
-                           with 'qemu-img rebase -u -F FORMAT -b BACKING IMAGE'";
-            return Err(Error::new(ErrorKind::Refused, message).at_path(&last.path));
+    let of_last = described.get(layers.len() - 1);
+    let (path, format, given) = match of_last.map(|spec| &spec.backing) {
+        Some(Backing::Alone) => return Ok(None),
+        Some(Backing::Given(given)) => (given.path.clone(), Some(given.format), Some(&**given)),
+        Some(Backing::Header) | None => {
+            let header = opening.parsed();
+            let Some(name) = &header.backing_name else { return Ok(None) };
+            let format = match (of_last.and_then(|spec| spec.backing_format), header.backing_format()) {
+                (Some(format), _) => Some(format),
+                (None, Some(name)) => Some(backing_format(name, last)?),
+                (None, None) if policy.probe => None,
+                (None, None) => {
+                    let message = "its backing file's format is not recorded, and is not guessed; give backing-format=, or \
+                                   record it with 'qemu-img rebase -u -F FORMAT -b BACKING IMAGE'";
+                    return Err(Error::new(ErrorKind::Refused, message).at_path(&last.path));
+                }
+            };
+            (referenced_path("backing file", name, &last.path, policy)?, format, None)
         }
     };
-    let path = referenced_path("backing file", name, &last.path, policy)?;
     if layers.len() >= DEPTH_MAX {
         let message = format!("the backing chain is more than {DEPTH_MAX} images deep");
         return Err(Error::new(ErrorKind::Refused, message).at_path(&last.path));
     }
     let in_words = |e: Error| {
-        let message = format!("cannot open the backing file of {}: {e}", last.path.display());
-        Error::new(e.kind(), message)
+        let message = format!("Could not open backing file: {e}");
+        Error::new(e.kind(), message).at_path(&last.path)
     };
+    let spec = given.unwrap_or(spec);
     let file = open_unlocked(policy, &path, false, spec).map_err(in_words)?;
     // Before the lock: a loop to the top would meet our own, and blame another process.
     let identity = file.traits().identity;
@@ -270,13 +304,17 @@ async fn below(queue: &Rc<Queue>, layers: &[Layer], spec: &DiskSpec, policy: &Op
         return Err(Error::new(ErrorKind::Corrupt, message).at_path(&last.path));
     }
     lock(&file, &path, false, spec).map_err(in_words)?;
-    Ok(Some(Layer::new(queue, path, file, format).await?))
+    let format = match format {
+        Some(format) => format,
+        None => probe(queue, &path, &file).await.map_err(in_words)?,
+    };
+    let layer = Layer::new(queue, path, file, (format, secret(spec, policy)?)).await.map_err(in_words)?;
+    Ok(Some((layer, given)))
 }
 
 fn backing_format(name: &str, layer: &Layer) -> Result<Format> {
-    name.parse().map_err(|_| {
-        let message =
-            format!("its backing file's format is '{name}', which cowhand cannot read (qcow2 and raw it can)");
+    name.parse().map_err(|error: crate::spec::FormatError| {
+        let message = format!("Could not open backing file: {error}");
         Error::new(ErrorKind::Unsupported, message).at_path(&layer.path)
     })
 }
@@ -289,10 +327,9 @@ pub(crate) fn referenced_path(what: &str, name: &[u8], image: &Path, policy: &Op
         return Err(refuse(format!("its {what} '{shown}' is not a plain file, which is all that cowhand opens")));
     };
     let dir = directory_of(image);
-    let canonical = policy
-        .storage
-        .canonical(&path)
-        .map_err(|e| Error::io(format!("cannot open its {what} '{shown}' ({})", path.display()), e).at_path(image))?;
+    let canonical = policy.storage.canonical(&path).map_err(|e| {
+        Error::io(format!("Could not open {what}: Could not open '{}'", path.display()), e).at_path(image)
+    })?;
     let allowed = if policy.allow_dirs.is_empty() { vec![dir.to_path_buf()] } else { policy.allow_dirs.clone() };
     let inside = |dir: &PathBuf| policy.storage.canonical(dir).is_ok_and(|dir| canonical.starts_with(dir));
     if allowed.iter().any(inside) {
@@ -331,7 +368,7 @@ pub(crate) fn open_file(policy: &OpenPolicy, path: &Path, write: bool, spec: &Di
 }
 
 pub(crate) fn open_unlocked(policy: &OpenPolicy, path: &Path, write: bool, spec: &DiskSpec) -> Result<File> {
-    let mode = OpenMode { write, direct: spec.cache == Cache::None };
+    let mode = OpenMode { write, direct: spec.cache.is_direct() };
     policy.storage.open(path, mode).map_err(|e| open_error(path, write, e))
 }
 
@@ -344,25 +381,25 @@ pub(crate) fn lock(file: &File, path: &Path, write: bool, spec: &DiskSpec) -> Re
 }
 
 fn open_error(path: &Path, write: bool, error: std::io::Error) -> Error {
-    let what = match error.raw_os_error() {
-        Some(libc::EISDIR) => return Error::new(ErrorKind::Invalid, "is a directory, not an image").at_path(path),
-        Some(libc::EACCES | libc::EPERM | libc::EROFS) if write => {
-            "cannot open for writing (readonly=on needs only reading)"
+    match error.raw_os_error() {
+        Some(libc::EISDIR) => Error::new(ErrorKind::Invalid, "is a directory, not an image").at_path(path),
+        Some(libc::EINVAL) => {
+            let what = "cannot open; its file system may not know direct I/O (cache=none)";
+            Error::io(what, error).at_path(path)
         }
-        Some(libc::EINVAL) => "cannot open; its file system may not know direct I/O (cache=none)",
-        _ => "cannot open",
-    };
-    Error::io(what, error).at_path(path)
+        Some(libc::EACCES | libc::EPERM | libc::EROFS) if write => {
+            tracing::debug!("{}: readonly=on needs only reading", path.display());
+            Error::open(path, error)
+        }
+        _ => Error::open(path, error),
+    }
 }
 
 fn lock_error(path: &Path, write: bool, error: LockError) -> Error {
     match error {
         LockError::Held(permission) => {
-            let mode = if write { "writing" } else { "reading" };
-            let message = format!(
-                "cannot lock for {mode}: another process uses the image (conflict on '{permission}'); stop it, or use \
-                 readonly=on or ephemeral=on if it only reads too"
-            );
+            let way_out = if write { "; readonly=on or ephemeral=on go on if it only reads too" } else { "" };
+            let message = format!("Failed to get {permission} lock: another process uses the image{way_out}");
             Error::new(ErrorKind::Locked, message).at_path(path)
         }
         LockError::Io(e) => Error::io("cannot lock (lock=off does without)", e).at_path(path),

@@ -19,7 +19,12 @@ fn chain_of(world: &World, layers: usize) -> (DiskSpec, OpenPolicy) {
         };
         block_on(&queue, task).unwrap();
     }
-    let policy = OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: vec!["/".into()], temp_dir: "/".into() };
+    let policy = OpenPolicy {
+        storage: Arc::new(world.clone()),
+        allow_dirs: vec!["/".into()],
+        probe: false,
+        temp_dir: "/".into(),
+    };
     (DiskSpec::new(Path::new(&name(layers - 1)), Format::Qcow2), policy)
 }
 

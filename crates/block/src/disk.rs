@@ -447,7 +447,9 @@ impl DiskQueue {
     fn try_direct(&mut self, tag: u64, request: Request, ticket: Ticket) -> std::result::Result<(), Request> {
         let (offset, data, write) = match request {
             Request::Read { offset, data } => (offset, data, false),
-            Request::Write { offset, data } if self.disk.spec.detect_zeroes == DetectZeroes::Off => {
+            Request::Write { offset, data }
+                if self.disk.spec.detect_zeroes == DetectZeroes::Off && !self.disk.spec.cache.is_write_through() =>
+            {
                 (offset, data, true)
             }
             other => return Err(other),
@@ -493,7 +495,10 @@ impl DiskQueue {
             };
             let result = match entered {
                 Ok((entered, node)) => {
-                    let result = disk.serve(&node, &queue, &request).await;
+                    let mut result = disk.serve(&node, &queue, &request).await;
+                    if result.is_ok() && disk.spec.cache.is_write_through() && request.written().is_some() {
+                        result = node.flush(&queue).await;
+                    }
                     drop(entered);
                     result
                 }

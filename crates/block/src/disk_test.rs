@@ -23,7 +23,12 @@ fn disk_like(world: &World, params: CreateParams) -> Arc<Disk> {
         async move { create::create(&queue, &file, Path::new(IMAGE), &params, false).await }
     };
     block_on(&queue, task).unwrap();
-    let policy = OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: Vec::new(), temp_dir: PathBuf::from("/") };
+    let policy = OpenPolicy {
+        storage: Arc::new(world.clone()),
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: PathBuf::from("/"),
+    };
     Disk::open(&DiskSpec::new(Path::new(IMAGE), Format::Qcow2), &policy).unwrap()
 }
 
@@ -133,7 +138,12 @@ fn a_disk_that_is_refused_keeps_its_autoclear_bits_edge_03() {
     image[95] = 0x80;
     image[30] = 2;
     world.put(path, image.clone());
-    let policy = OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: Vec::new(), temp_dir: PathBuf::from("/") };
+    let policy = OpenPolicy {
+        storage: Arc::new(world.clone()),
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: PathBuf::from("/"),
+    };
     let spec = DiskSpec { block_size: 4096, ..DiskSpec::new(path, Format::Qcow2) };
     let error = Disk::open(&spec, &policy).err().unwrap().to_string();
     assert!(error.contains("not a multiple of block-size=4096"), "{error}");
@@ -224,7 +234,12 @@ fn edge_53_an_image_on_a_block_device_fills_it_and_never_grows_past_it() {
     let len = device.len();
     world.put(Path::new("/dev/disk"), device);
     world.make_device(Path::new("/dev/disk"));
-    let policy = OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: Vec::new(), temp_dir: PathBuf::from("/") };
+    let policy = OpenPolicy {
+        storage: Arc::new(world.clone()),
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: PathBuf::from("/"),
+    };
     let disk = Disk::open(&DiskSpec::new(Path::new("/dev/disk"), Format::Qcow2), &policy).unwrap();
     let mut queue = disk.queue().unwrap();
 

@@ -38,6 +38,8 @@ struct Inner {
     path: Option<PathBuf>,
     offset: Option<u64>,
     damage: bool,
+    /// The message names the file.
+    named: bool,
     source: Option<io::Error>,
 }
 
@@ -48,7 +50,15 @@ impl Error {
     /// A new error that says `message`: what is wrong and, where it helps, what to do.
     #[must_use]
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner { kind, message: message.into(), path: None, offset: None, damage: false, source: None }))
+        Self(Box::new(Inner {
+            kind,
+            message: message.into(),
+            path: None,
+            offset: None,
+            damage: false,
+            named: false,
+            source: None,
+        }))
     }
 
     /// An error of the host's I/O, met while doing `what` ("read", "open", …).
@@ -76,6 +86,13 @@ impl Error {
         self
     }
 
+    /// A file that could not be opened, said as QEMU says it.
+    pub(crate) fn open(path: &Path, source: io::Error) -> Self {
+        let mut error = Self::io(format!("Could not open '{}'", path.display()), source).at_path(path);
+        error.0.named = true;
+        error
+    }
+
     /// The same error, naming the byte offset in the file (the innermost is kept).
     #[must_use]
     pub fn at_offset(mut self, offset: u64) -> Self {
@@ -100,6 +117,27 @@ impl Error {
         self.0.kind
     }
 
+    /// The text without the name of the file that the error is about, for those who have named it.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        let inner = &*self.0;
+        let mut text = inner.message.clone();
+        if let Some(offset) = inner.offset {
+            text.push_str(&format!(" (at offset {offset:#x})"));
+        }
+        // One line is what a person reads, so the cause belongs into it; `source` is kept for programs.
+        if let Some(source) = &inner.source {
+            text.push_str(&format!(": {}", os_text(source)));
+        }
+        text
+    }
+
+    /// The host's error that is behind it.
+    #[must_use]
+    pub fn host_error(&self) -> Option<&io::Error> {
+        self.0.source.as_ref()
+    }
+
     /// The file that the error is about.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
@@ -109,19 +147,10 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let inner = &*self.0;
-        if let Some(path) = &inner.path {
-            write!(f, "{}: ", path.display())?;
+        match &self.0.path {
+            Some(path) if !self.0.named => write!(f, "{}: {}", path.display(), self.reason()),
+            _ => f.write_str(&self.reason()),
         }
-        f.write_str(&inner.message)?;
-        if let Some(offset) = inner.offset {
-            write!(f, " (at offset {offset:#x})")?;
-        }
-        // One line is what a person reads, so the cause belongs into it; `source` is kept for programs.
-        if let Some(source) = &inner.source {
-            write!(f, ": {}", os_text(source))?;
-        }
-        Ok(())
     }
 }
 

@@ -13,6 +13,8 @@ pub enum SecretSource {
     File(PathBuf),
     /// An open descriptor of this process, which is read to its end.
     Descriptor(u32),
+    /// It is known already.
+    Known(Secret),
 }
 
 impl FromStr for SecretSource {
@@ -32,12 +34,13 @@ impl fmt::Display for SecretSource {
         match self {
             Self::File(path) => write!(f, "{}", path.display()),
             Self::Descriptor(number) => write!(f, "file descriptor {number}"),
+            Self::Known(_) => f.write_str("what was given"),
         }
     }
 }
 
 /// A secret, byte for byte as its source holds it (a line's end at the end counts). Wiped from memory when dropped.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {

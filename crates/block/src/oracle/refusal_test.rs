@@ -337,7 +337,7 @@ fn files_of_another_kind_are_refused() {
     for format in [Format::Qcow2, Format::Raw] {
         assert_refused(&directory, format, Refused::Always, ErrorKind::Invalid, "directory");
         assert_refused(&fifo, format, Refused::Always, ErrorKind::Io, "not a regular file");
-        assert_refused(&dir.path().join("nothing"), format, Refused::Always, ErrorKind::NotFound, "cannot open");
+        assert_refused(&dir.path().join("nothing"), format, Refused::Always, ErrorKind::NotFound, "Could not open");
     }
     let overlay = overlay_on(dir.path(), "overlay.qcow2", "directory", "raw");
     assert_refused(&overlay, Format::Qcow2, Refused::Always, ErrorKind::Invalid, "directory");

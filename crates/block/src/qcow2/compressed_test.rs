@@ -32,7 +32,7 @@ fn disk(seed: u64) -> (World, Arc<Disk>) {
     let world = World::new(seed);
     let storage: Arc<dyn Storage> = Arc::new(world.clone());
     create_image(&storage, Path::new(IMAGE), &CreateParams::new(1 << 20), Preallocation::Off).unwrap();
-    let policy = OpenPolicy { storage, allow_dirs: Vec::new(), temp_dir: PathBuf::from("/") };
+    let policy = OpenPolicy { storage, allow_dirs: Vec::new(), probe: false, temp_dir: PathBuf::from("/") };
     let disk = Disk::open(&DiskSpec::new(Path::new(IMAGE), Format::Qcow2), &policy).unwrap();
     let mut queues = [disk.queue().unwrap()];
     let bytes: Vec<u8> = (0..8 * CLUSTER).map(|i| (i / CLUSTER) as u8 + 1).collect();
@@ -99,8 +99,12 @@ fn a_damaged_cluster_fails_for_each_of_its_readers_and_nobody_waits_for_ever_edg
         let data = image.len() / CLUSTER * CLUSTER;
         image[data..].fill(0xff);
         world.put(Path::new(IMAGE), image);
-        let policy =
-            OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: Vec::new(), temp_dir: PathBuf::from("/") };
+        let policy = OpenPolicy {
+            storage: Arc::new(world.clone()),
+            allow_dirs: Vec::new(),
+            probe: false,
+            temp_dir: PathBuf::from("/"),
+        };
         let disk = Disk::open(&DiskSpec::new(Path::new(IMAGE), Format::Qcow2), &policy).unwrap();
         let mut queues = [disk.queue().unwrap(), disk.queue().unwrap()];
         let buffers: Vec<Buffer> = (0..4).map(|_| Buffer::zeroed(4096)).collect();

@@ -29,7 +29,12 @@ fn world(version: u32) -> World {
 }
 
 fn open(world: &World, readonly: bool) -> Result<Arc<Disk>> {
-    let policy = OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: Vec::new(), temp_dir: PathBuf::from("/") };
+    let policy = OpenPolicy {
+        storage: Arc::new(world.clone()),
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: PathBuf::from("/"),
+    };
     Disk::open(&DiskSpec { readonly, ..DiskSpec::new(Path::new(IMAGE), Format::Qcow2) }, &policy)
 }
 

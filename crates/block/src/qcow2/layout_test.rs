@@ -34,7 +34,12 @@ fn made(file: File, queue: &std::rc::Rc<Queue>) {
 }
 
 fn open(world: &World, readonly: bool) -> crate::error::Result<Arc<Disk>> {
-    let policy = OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: Vec::new(), temp_dir: PathBuf::from("/") };
+    let policy = OpenPolicy {
+        storage: Arc::new(world.clone()),
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: PathBuf::from("/"),
+    };
     Disk::open(&DiskSpec { readonly, ..DiskSpec::new(Path::new(IMAGE), Format::Qcow2) }, &policy)
 }
 

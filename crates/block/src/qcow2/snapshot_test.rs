@@ -17,7 +17,12 @@ const CLUSTER: usize = 65536;
 const REFBLOCK: u64 = 2 * CLUSTER as u64;
 
 fn open(world: &World) -> Result<Arc<Disk>> {
-    let policy = OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: Vec::new(), temp_dir: PathBuf::from("/") };
+    let policy = OpenPolicy {
+        storage: Arc::new(world.clone()),
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: PathBuf::from("/"),
+    };
     Disk::open(&DiskSpec::new(Path::new(IMAGE), Format::Qcow2), &policy)
 }
 

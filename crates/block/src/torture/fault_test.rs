@@ -3,7 +3,12 @@
 use super::*;
 
 fn policy(world: &World) -> OpenPolicy {
-    OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: vec![PathBuf::from("/")], temp_dir: PathBuf::from("/") }
+    OpenPolicy {
+        storage: Arc::new(world.clone()),
+        allow_dirs: vec![PathBuf::from("/")],
+        probe: false,
+        temp_dir: PathBuf::from("/"),
+    }
 }
 
 fn open(world: &World, metadata_cache: Option<u64>) -> Arc<Disk> {

@@ -341,6 +341,7 @@ impl Play {
         OpenPolicy {
             storage: Arc::new(self.world.clone()),
             allow_dirs: vec![PathBuf::from("/")],
+            probe: false,
             temp_dir: PathBuf::from("/"),
         }
     }

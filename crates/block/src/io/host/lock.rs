@@ -13,7 +13,11 @@ const UNSHARED: i64 = 200;
 const PERMISSIONS: u8 = 4;
 
 /// QEMU's names of the permissions.
-const NAMES: [&str; PERMISSIONS as usize] = ["consistent read", "write", "write unchanged", "resize"];
+const NAMES: [&str; PERMISSIONS as usize] = ["\"consistent read\"", "\"write\"", "\"write unchanged\"", "\"resize\""];
+
+/// The same where it is about who shares it.
+const SHARED_NAMES: [&str; PERMISSIONS as usize] =
+    ["shared \"consistent read\"", "shared \"write\"", "shared \"write unchanged\"", "shared \"resize\""];
 
 fn call(fd: BorrowedFd<'_>, command: i32, kind: i32, start: i64, len: i64) -> io::Result<libc::flock> {
     let mut lock = libc::flock {
@@ -55,12 +59,12 @@ fn try_lock(fd: BorrowedFd<'_>, masks: LockMasks) -> Result<(), LockError> {
         }
     }
     // Only after our own locks stand: two who come at once then see each other, and at worst both give way.
-    for (opposite, mask) in [(UNSHARED, masks.held), (HELD, masks.unshared)] {
+    for (opposite, mask, names) in [(UNSHARED, masks.held, NAMES), (HELD, masks.unshared, SHARED_NAMES)] {
         for i in bits(mask) {
             let found =
                 call(fd, libc::F_OFD_GETLK, libc::F_WRLCK, opposite + i64::from(i), 1).map_err(LockError::Io)?;
             if i32::from(found.l_type) != libc::F_UNLCK {
-                return Err(LockError::Held(NAMES[usize::from(i)]));
+                return Err(LockError::Held(names[usize::from(i)]));
             }
         }
     }

@@ -1,0 +1,303 @@
+//! A disk described by QEMU's node options: `driver=qcow2,file.filename=x.qcow2,…` (`--image-opts`), or `json:{…}` as a file's name.
+//!
+//! Both become one flat list of dotted keys, and that becomes a [`DiskSpec`]. Options that QEMU has and cowhand does not are refused
+//! by name; a nested `backing` and a `data-file` are taken. Nothing is opened here but to probe a format, where the caller does that.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::secret::SecretSource;
+use crate::spec::{self, Backing, Cache, DetectZeroes, DiskSpec, Format};
+
+/// Node options by dotted keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeOptions(BTreeMap<String, String>);
+
+/// What is wrong with node options.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct OptionsError(String);
+
+/// What the options leave to others.
+pub trait Surroundings {
+    /// The format of the file at `path`, of which nobody said what it is.
+    ///
+    /// # Errors
+    /// It is not to be guessed, or cannot be.
+    fn format_of(&self, path: &Path) -> Result<Format, String>;
+
+    /// The secret that is known by this ID.
+    ///
+    /// # Errors
+    /// There is none.
+    fn secret(&self, id: &str) -> Result<SecretSource, String>;
+}
+
+fn wrong<T>(message: impl Into<String>) -> Result<T, OptionsError> {
+    Err(OptionsError(message.into()))
+}
+
+impl NodeOptions {
+    /// Options from `key=value,key=value`, a comma inside a value written twice. A key alone is `key=on`.
+    ///
+    /// # Errors
+    /// A word without a key.
+    pub fn from_list(text: &str) -> Result<Self, OptionsError> {
+        let mut options = BTreeMap::new();
+        for word in spec::split_commas(text) {
+            let (key, value) = word.split_once('=').unwrap_or((&word, "on"));
+            if key.is_empty() {
+                return wrong(format!("Invalid parameter '{word}'"));
+            }
+            options.insert(key.to_string(), value.to_string());
+        }
+        Ok(Self(options))
+    }
+
+    /// Options from a name that begins with `json:`.
+    ///
+    /// # Errors
+    /// It is no JSON object of strings, numbers, booleans, null and such objects.
+    pub fn from_json(name: &str) -> Result<Self, OptionsError> {
+        let text = name.strip_prefix("json:").unwrap_or(name);
+        let value: serde_json::Value =
+            serde_json::from_str(text).map_err(|e| OptionsError(format!("Could not parse the JSON options: {e}")))?;
+        if !value.is_object() {
+            return wrong("Could not parse the JSON options: an object is expected");
+        }
+        let mut options = BTreeMap::new();
+        flatten("", &value, &mut options)?;
+        Ok(Self(options))
+    }
+
+    /// Sets an option that is not there yet.
+    pub fn set_default(&mut self, key: &str, value: &str) {
+        self.0.entry(key.into()).or_insert_with(|| value.into());
+    }
+
+    /// The value of an option.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+
+    fn take(&mut self, key: &str) -> Option<String> {
+        self.0.remove(key)
+    }
+
+    fn take_on_off(&mut self, key: &str) -> Result<Option<bool>, OptionsError> {
+        match self.take(key).as_deref() {
+            None => Ok(None),
+            Some("on" | "yes" | "true" | "y") => Ok(Some(true)),
+            Some("off" | "no" | "false" | "n") => Ok(Some(false)),
+            Some(_) => wrong(format!("Parameter '{key}' expects 'on' or 'off'")),
+        }
+    }
+
+    /// Takes the options that begin with `prefix.` out, without the prefix.
+    fn take_below(&mut self, prefix: &str) -> Self {
+        let start = format!("{prefix}.");
+        let (below, rest) = std::mem::take(&mut self.0).into_iter().partition(|(key, _)| key.starts_with(&start));
+        self.0 = rest;
+        Self(BTreeMap::into_iter(below).map(|(key, value)| (key[start.len()..].to_string(), value)).collect())
+    }
+
+    /// The disk that is described. `base` says what holds where the options are silent; its path and format do not count.
+    ///
+    /// # Errors
+    /// An option that QEMU has and cowhand does not, or that nobody has; a value that it does not take; a format that is not said and
+    /// must not be guessed.
+    pub fn into_spec(mut self, base: &DiskSpec, around: &dyn Surroundings) -> Result<DiskSpec, OptionsError> {
+        let mut spec = DiskSpec { backing: Backing::Header, data_file: None, ..base.clone() };
+        let driver = self.take("driver");
+        let plain = matches!(driver.as_deref(), Some("file" | "host_device"));
+        spec.path = if plain { self.file_name("")? } else { self.take_file(&mut spec)? };
+        let say = |e: String| OptionsError(e);
+        spec.format = match driver.as_deref() {
+            Some(_) if plain => Format::Raw,
+            Some(name) => name.parse().map_err(|e: spec::FormatError| OptionsError(e.to_string()))?,
+            None => around.format_of(&spec.path).map_err(say)?,
+        };
+        // Said by name, or found out by looking: not what a stranger would pass as raw by mistake.
+        spec.force_raw = spec.format == Format::Raw;
+        self.take_common(&mut spec)?;
+        if spec.format == Format::Qcow2 {
+            self.take_qcow2(&mut spec, base, around)?;
+        }
+        match self.0.into_keys().next() {
+            Some(key) => wrong(format!("Block protocol 'file' doesn't support the option '{key}'")),
+            None => Ok(spec),
+        }
+    }
+
+    /// The name of the file in `{prefix}filename`.
+    fn file_name(&mut self, prefix: &str) -> Result<PathBuf, OptionsError> {
+        match self.take(&format!("{prefix}filename")) {
+            Some(name) if !name.is_empty() => Ok(plain_name(&name)),
+            _ => wrong("A block device must be specified for \"file\""),
+        }
+    }
+
+    /// The file below a format.
+    fn take_file(&mut self, spec: &mut DiskSpec) -> Result<PathBuf, OptionsError> {
+        let mut file = self.take_below("file");
+        if let Some(name) = self.take("filename") {
+            file.set_default("filename", &name);
+        }
+        match file.take("driver").as_deref() {
+            None | Some("file" | "host_device") => {}
+            Some(other) => return wrong(format!("Unknown driver '{other}'")),
+        }
+        let path = file.file_name("")?;
+        match file.take("locking").as_deref() {
+            None | Some("auto") => {}
+            Some("on") => spec.lock = true,
+            Some("off") => spec.lock = false,
+            Some(_) => return wrong("Parameter 'locking' expects 'auto', 'on' or 'off'"),
+        }
+        file.take_common(spec)?;
+        match file.0.into_keys().next() {
+            Some(key) => wrong(format!("Block protocol 'file' doesn't support the option '{key}'")),
+            None => Ok(path),
+        }
+    }
+
+    /// What every node has.
+    fn take_common(&mut self, spec: &mut DiskSpec) -> Result<(), OptionsError> {
+        // A name by which nothing can be addressed here: each option list is one disk.
+        self.take("node-name");
+        if let Some(on) = self.take_on_off("read-only")? {
+            spec.readonly |= on;
+        }
+        if self.take_on_off("auto-read-only")? == Some(true) {
+            return wrong("auto-read-only=on is not supported; say read-only=on");
+        }
+        if self.take_on_off("force-share")? == Some(true) {
+            spec.lock = false;
+        }
+        match self.take("discard").as_deref() {
+            None => {}
+            Some("unmap" | "on") => spec.discard = true,
+            Some("ignore" | "off") => spec.discard = false,
+            Some(_) => return wrong("Invalid discard option"),
+        }
+        match self.take("detect-zeroes").as_deref() {
+            None => {}
+            Some("off") => spec.detect_zeroes = DetectZeroes::Off,
+            Some("on") => spec.detect_zeroes = DetectZeroes::On,
+            Some("unmap") => spec.detect_zeroes = DetectZeroes::Unmap,
+            Some(other) => return wrong(format!("Parameter 'detect-zeroes' does not accept value '{other}'")),
+        }
+        let direct = self.take_on_off("cache.direct")?;
+        let no_flush = self.take_on_off("cache.no-flush")?;
+        spec.cache = match (direct, no_flush) {
+            (None, None) => spec.cache,
+            (_, Some(true)) => Cache::Unsafe,
+            (Some(true), _) => Cache::None,
+            _ => Cache::Writeback,
+        };
+        Ok(())
+    }
+
+    fn take_qcow2(
+        &mut self,
+        spec: &mut DiskSpec,
+        base: &DiskSpec,
+        around: &dyn Surroundings,
+    ) -> Result<(), OptionsError> {
+        if let Some(id) = self.take("encrypt.key-secret") {
+            spec.secret = Some(around.secret(&id).map_err(OptionsError)?);
+        }
+        match self.take("encrypt.format").as_deref() {
+            None | Some("luks" | "aes") => {}
+            Some(other) => return wrong(format!("Parameter 'encrypt.format' does not accept value '{other}'")),
+        }
+        // Reference counts are always written together, and every structure is guarded by every check.
+        self.take_on_off("lazy-refcounts")?;
+        for key in ["overlap-check", "overlap-check.template"] {
+            match self.take(key).as_deref() {
+                None | Some("none" | "constant" | "cached" | "all") => {}
+                Some(other) => {
+                    return wrong(format!(
+                        "Unsupported value '{other}' for qcow2 option 'overlap-check'. Allowed are any of the following: \
+                         none, constant, cached, all"
+                    ));
+                }
+            }
+        }
+        if let Some(on) = self.take_on_off("discard-no-unref")? {
+            spec.discard_no_unref = on;
+        }
+        for key in ["cache-size", "l2-cache-size"] {
+            if let Some(text) = self.take(key) {
+                let size = spec::parse_size(&text);
+                let size = size.ok_or_else(|| OptionsError(format!("Parameter '{key}' expects a size")))?;
+                spec.metadata_cache = Some(size.max(64 << 10));
+            }
+        }
+        let mut data = self.take_below("data-file");
+        if !data.0.is_empty() {
+            match data.take("driver").as_deref() {
+                None | Some("file" | "host_device") => {}
+                Some(other) => return wrong(format!("Unknown driver '{other}'")),
+            }
+            spec.data_file = Some(data.file_name("")?);
+            if let Some(key) = data.0.into_keys().next() {
+                return wrong(format!("Block protocol 'file' doesn't support the option '{key}'"));
+            }
+        }
+        let below = self.take_below("backing");
+        match self.take("backing").as_deref() {
+            None if below.0.is_empty() => {}
+            None => {
+                let base = DiskSpec { secret: None, readonly: true, ..base.clone() };
+                spec.backing = Backing::Given(Box::new(below.into_spec(&base, around)?));
+            }
+            // JSON's null, or nothing.
+            Some("") => spec.backing = Backing::Alone,
+            Some(name) => return wrong(format!("Cannot find device='' nor node-name='{name}'")),
+        }
+        Ok(())
+    }
+}
+
+/// A file's name without `file:`.
+#[must_use]
+pub fn plain_name(name: &str) -> PathBuf {
+    PathBuf::from(name.strip_prefix("file:").unwrap_or(name))
+}
+
+fn flatten(
+    prefix: &str,
+    value: &serde_json::Value,
+    options: &mut BTreeMap<String, String>,
+) -> Result<(), OptionsError> {
+    use serde_json::Value;
+    let text = match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                flatten(&key, value, options)?;
+            }
+            return Ok(());
+        }
+        Value::Array(list) => {
+            for (index, value) in list.iter().enumerate() {
+                flatten(&format!("{prefix}.{index}"), value, options)?;
+            }
+            return Ok(());
+        }
+        Value::Null => String::new(),
+        Value::Bool(on) => if *on { "on" } else { "off" }.into(),
+        Value::Number(number) => number.to_string(),
+        Value::String(text) => text.clone(),
+    };
+    if options.insert(prefix.into(), text).is_some() {
+        return wrong(format!("Conflicting options: '{prefix}' is given twice"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "options_test.rs"]
+mod tests;

@@ -1,0 +1,69 @@
+use super::*;
+
+struct Nothing;
+
+impl Surroundings for Nothing {
+    fn format_of(&self, path: &Path) -> Result<Format, String> {
+        if path.extension().is_some_and(|e| e == "raw") { Ok(Format::Raw) } else { Err("not guessed".into()) }
+    }
+
+    fn secret(&self, id: &str) -> Result<SecretSource, String> {
+        Err(format!("No secret with id '{id}'"))
+    }
+}
+
+fn spec(options: Result<NodeOptions, OptionsError>) -> Result<DiskSpec, String> {
+    let base = DiskSpec::new(Path::new(""), Format::Raw);
+    options.and_then(|options| options.into_spec(&base, &Nothing)).map_err(|e| e.to_string())
+}
+
+fn listed(text: &str) -> Result<DiskSpec, String> {
+    spec(NodeOptions::from_list(text))
+}
+
+#[test]
+fn a_list_and_json_describe_the_same_disk() {
+    let list =
+        listed("driver=qcow2,file.driver=file,file.filename=a,,b.qcow2,discard=ignore,detect-zeroes=unmap").unwrap();
+    let json = spec(NodeOptions::from_json(
+        r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"a,b.qcow2"},"discard":"ignore","detect-zeroes":"unmap"}"#,
+    ));
+    assert_eq!(Ok(&list), json.as_ref());
+    assert_eq!((list.path.as_path(), list.format), (Path::new("a,b.qcow2"), Format::Qcow2));
+    assert!(!list.discard && list.detect_zeroes == DetectZeroes::Unmap);
+}
+
+#[test]
+fn a_backing_disk_may_be_given_or_left_out() {
+    let given = listed("driver=qcow2,file.filename=top,backing.driver=raw,backing.file.filename=base").unwrap();
+    let Backing::Given(base) = given.backing else { panic!("{given:?}") };
+    assert_eq!((base.path.as_path(), base.format, base.readonly), (Path::new("base"), Format::Raw, true));
+    let alone = spec(NodeOptions::from_json(r#"json:{"driver":"qcow2","file.filename":"top","backing":null}"#));
+    assert_eq!(alone.unwrap().backing, Backing::Alone);
+}
+
+#[test]
+fn the_format_is_asked_for_where_it_is_not_said() {
+    assert_eq!(listed("filename=x.raw").unwrap().format, Format::Raw);
+    assert_eq!(listed("file.filename=x.img"), Err("not guessed".into()));
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    for (text, said) in [
+        ("driver=nbd,file.filename=x", "Unknown driver 'nbd'"),
+        ("driver=vmdk,file.filename=x", "the format 'vmdk' is not supported by cowhand (qcow2 and raw are)"),
+        ("driver=qcow2,file.driver=blkdebug,file.filename=x", "Unknown driver 'blkdebug'"),
+        ("driver=qcow2", "A block device must be specified for \"file\""),
+        (
+            "driver=raw,file.filename=x,lazy-refcounts=on",
+            "Block protocol 'file' doesn't support the option 'lazy-refcounts'",
+        ),
+        ("driver=qcow2,file.filename=x,lazy-refcounts=maybe", "Parameter 'lazy-refcounts' expects 'on' or 'off'"),
+        ("driver=qcow2,file.filename=x,encrypt.key-secret=s", "No secret with id 's'"),
+    ] {
+        assert_eq!(listed(text), Err(said.into()), "{text}");
+    }
+    assert!(NodeOptions::from_json("json:[]").is_err());
+    assert!(NodeOptions::from_json("json:{").is_err());
+}

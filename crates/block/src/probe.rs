@@ -1,0 +1,59 @@
+//! Guessing a format from what a file begins with: only for those who asked for it, since who can write the file decides then.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use cowhand_qcow2::Header;
+
+use crate::chain::{self, OpenPolicy};
+use crate::disk::{block_on, blocking_driver};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::File;
+use crate::queue::Queue;
+use crate::spec::{DiskSpec, Format, FormatError};
+
+/// How formats that cowhand does not have begin: name, where, what.
+const OTHERS: [(&str, usize, &[u8]); 11] = [
+    ("vmdk", 0, b"KDMV"),
+    ("vmdk", 0, b"COWD"),
+    ("vmdk", 0, b"# Disk DescriptorFile"),
+    ("vpc", 0, b"conectix"),
+    ("vhdx", 0, b"vhdxfile"),
+    ("vdi", 64, &[0x7f, 0x10, 0xda, 0xbe]),
+    ("qed", 0, b"QED\0"),
+    ("qcow", 0, b"QFI\xfb\0\0\0\x01"),
+    ("parallels", 0, b"WithoutFreeSpace"),
+    ("parallels", 0, b"WithouFreSpacExt"),
+    ("luks", 0, b"LUKS\xba\xbe"),
+];
+
+/// What the image at `path` seems to be: qcow2, or else raw.
+///
+/// # Errors
+/// The file cannot be opened or read, or is of a format that cowhand does not have.
+pub fn probe_format(path: &Path, policy: &OpenPolicy) -> Result<Format> {
+    let spec = DiskSpec { readonly: true, lock: false, ..DiskSpec::new(path, Format::Raw) };
+    let file = chain::open_unlocked(policy, path, false, &spec)?;
+    let queue = Queue::new(blocking_driver(&policy.storage)?);
+    let task = {
+        let (queue, path) = (queue.clone(), path.to_path_buf());
+        async move { probe(&queue, &path, &file).await }
+    };
+    block_on(&queue, task)
+}
+
+/// The same, of an open file.
+pub(crate) async fn probe(queue: &Rc<Queue>, path: &Path, file: &File) -> Result<Format> {
+    let read = queue.read_buffer(file, 0, 512).await;
+    let first = read.map_err(|e| Error::io("cannot read", e).at_path(path))?;
+    let begins = |(_, at, magic): &&(&'static str, usize, &[u8])| first[*at..].starts_with(magic);
+    match OTHERS.iter().find(begins) {
+        Some((name, ..)) => Err(Error::new(ErrorKind::Unsupported, FormatError::Other(name).to_string()).at_path(path)),
+        None if Header::probe(&first) => Ok(Format::Qcow2),
+        None => Ok(Format::Raw),
+    }
+}
+
+#[cfg(test)]
+#[path = "probe_test.rs"]
+mod tests;
