@@ -2,10 +2,13 @@
 
 mod disks;
 mod doctor;
+mod img;
 mod quantity;
 mod run;
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -31,10 +34,29 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Run(run::Args),
+    /// Makes, inspects, checks, repairs, converts and edits disk images (the command line of qemu-img)
+    #[command(disable_help_flag = true)]
+    Img(Rest),
     Doctor(doctor::Args),
 }
 
+/// Words that another command line takes.
+#[derive(clap::Args)]
+struct Rest {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    words: Vec<OsString>,
+}
+
+/// Who the program was called as.
+fn called_as() -> Option<OsString> {
+    let name = std::env::args_os().next()?;
+    Path::new(&name).file_name().map(OsString::from)
+}
+
 fn main() -> ExitCode {
+    if called_as().is_some_and(|name| name == "qemu-img") {
+        return img::main(std::env::args_os().collect(), img::Name::Qemu);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -48,6 +70,10 @@ fn main() -> ExitCode {
             .init();
     }
     let result = match cli.command {
+        Command::Img(rest) => {
+            let words = std::iter::once("img".into()).chain(rest.words).collect();
+            return img::main(words, img::Name::Cowhand);
+        }
         Command::Run(args) => run::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };

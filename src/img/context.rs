@@ -1,0 +1,206 @@
+//! What every subcommand needs: how messages look, and how an image is opened by its name.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cowhand_block::options::{NodeOptions, OptionsError, Surroundings, plain_name};
+use cowhand_block::secret::SecretSource;
+use cowhand_block::{Backing, Cache, Disk, DiskSpec, Error, Format, OpenPolicy, probe_format};
+
+use super::secrets::Secrets;
+
+/// Why a command ends without having done its work. What is printed is its message, after the program's name.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// What is wrong; empty if everything has been said.
+    pub(crate) message: String,
+    /// The exit status.
+    pub(crate) status: u8,
+}
+
+impl Failure {
+    /// A failure with the status that most have: 1.
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), status: 1 }
+    }
+
+    /// The same with another status.
+    pub(crate) fn with_status(self, status: u8) -> Self {
+        Self { status, ..self }
+    }
+
+    pub(crate) fn say(&self, cx: &Context) {
+        if !self.message.is_empty() {
+            cx.error(&self.message);
+        }
+    }
+}
+
+/// How an image is opened.
+#[derive(Clone, Debug)]
+pub(crate) struct How<'a> {
+    /// `-f`: its format.
+    pub(crate) format: Option<&'a str>,
+    /// `--image-opts`: its name is a list of options.
+    pub(crate) image_opts: bool,
+    /// It is going to be written.
+    pub(crate) write: bool,
+    /// `-U`: without locks.
+    pub(crate) force_share: bool,
+    /// `-t` or `-T`.
+    pub(crate) cache: Cache,
+    /// What is opened below it.
+    pub(crate) backing: Backing,
+    /// Its format may be guessed whoever asks: nothing that it names is opened.
+    pub(crate) guess: bool,
+}
+
+impl Default for How<'_> {
+    /// To read an image and all below it.
+    fn default() -> Self {
+        Self {
+            format: None,
+            image_opts: false,
+            write: false,
+            force_share: false,
+            cache: Cache::Writeback,
+            backing: Backing::Header,
+            guess: false,
+        }
+    }
+}
+
+/// What every subcommand needs.
+pub(crate) struct Context {
+    /// The program's name in messages.
+    program: &'static str,
+    /// What may be opened.
+    pub(crate) policy: OpenPolicy,
+    /// Those of `--object`.
+    pub(crate) secrets: Secrets,
+}
+
+impl Context {
+    pub(crate) fn new(program: &'static str, policy: OpenPolicy) -> Self {
+        Self { program, policy, secrets: Secrets::default() }
+    }
+
+    /// Takes the objects of `--object`.
+    pub(crate) fn take_objects(&self, objects: &[String]) -> Result<(), Failure> {
+        objects.iter().try_for_each(|object| self.secrets.add(object).map_err(Failure::new))
+    }
+
+    pub(crate) fn error(&self, message: &str) {
+        eprintln!("{}: {message}", self.program);
+    }
+
+    pub(crate) fn warn(&self, message: &str) {
+        eprintln!("{}: warning: {message}", self.program);
+    }
+
+    /// What is said of an image that cannot be opened.
+    pub(crate) fn cannot_open(name: &str, reason: &str) -> Failure {
+        Failure::new(format!("Could not open '{name}': {reason}"))
+    }
+
+    /// The description of the disk that is called `name`: a file, `file:PATH`, `json:{…}`, or a list of options.
+    pub(crate) fn spec(&self, name: &str, how: &How<'_>) -> Result<DiskSpec, Failure> {
+        self.spec_or_reason(name, how).map_err(|reason| Self::cannot_open(name, &reason))
+    }
+
+    fn spec_or_reason(&self, name: &str, how: &How<'_>) -> Result<DiskSpec, String> {
+        let base = DiskSpec {
+            readonly: !how.write,
+            lock: !how.force_share,
+            cache: how.cache,
+            // What is copied or zeroed gives its space back.
+            discard: true,
+            ..DiskSpec::new(Path::new(""), Format::Raw)
+        };
+        let around = Around { cx: self, guess: how.guess };
+        let in_words = |e: OptionsError| e.to_string();
+        let described = if how.image_opts {
+            Some(NodeOptions::from_list(name).map_err(in_words)?)
+        } else if name.starts_with("json:") {
+            Some(NodeOptions::from_json(name).map_err(in_words)?)
+        } else {
+            None
+        };
+        if let Some(mut options) = described {
+            if let Some(format) = how.format {
+                options.set_default("driver", format);
+            }
+            let mut spec = options.into_spec(&base, &around).map_err(in_words)?;
+            if how.backing != Backing::Header {
+                spec.backing = how.backing.clone();
+            }
+            return Ok(spec);
+        }
+        if let Some(protocol) = protocol_of(name) {
+            return Err(format!("Unknown protocol '{protocol}'"));
+        }
+        let path = plain_name(name);
+        let format = match how.format {
+            Some(format) => format.parse().map_err(|e: cowhand_block::FormatError| e.to_string())?,
+            None => around.format_of(&path)?,
+        };
+        Ok(DiskSpec { path, format, force_raw: format == Format::Raw, backing: how.backing.clone(), ..base })
+    }
+
+    /// Opens the disk that is called `name`.
+    pub(crate) fn open(&self, name: &str, how: &How<'_>) -> Result<Arc<Disk>, Failure> {
+        let spec = self.spec(name, how)?;
+        self.open_spec(name, &spec)
+    }
+
+    /// Opens a disk that is described, and was called `name`.
+    pub(crate) fn open_spec(&self, name: &str, spec: &DiskSpec) -> Result<Arc<Disk>, Failure> {
+        Disk::open(spec, &self.policy).map_err(|e| Self::cannot_open(name, &reason(&e, spec)))
+    }
+}
+
+/// What is wrong, for somebody who has named the file of `spec` already.
+pub(crate) fn reason(error: &Error, spec: &DiskSpec) -> String {
+    if error.path() == Some(spec.path.as_path()) { error.reason() } else { error.to_string() }
+}
+
+/// The protocol that a name begins with, if it is none of a file's.
+fn protocol_of(name: &str) -> Option<&str> {
+    let (protocol, _) = name.split_once(':')?;
+    (!protocol.contains('/') && protocol != "file").then_some(protocol)
+}
+
+/// What node options leave to us.
+struct Around<'a> {
+    cx: &'a Context,
+    guess: bool,
+}
+
+impl Surroundings for Around<'_> {
+    fn format_of(&self, path: &Path) -> Result<Format, String> {
+        if !self.guess && !self.cx.policy.probe {
+            return Err("its format is not given, and is not guessed; say it with -f (or allow it with --probe)".into());
+        }
+        probe_format(path, &self.cx.policy).map_err(|e| e.reason())
+    }
+
+    fn secret(&self, id: &str) -> Result<SecretSource, String> {
+        self.cx.secrets.get(id)
+    }
+}
+
+/// The cache mode of `-t` or `-T`, by QEMU's names.
+pub(crate) fn cache_mode(name: &str, what: &str) -> Result<Cache, Failure> {
+    match name {
+        "none" | "off" => Ok(Cache::None),
+        "writeback" => Ok(Cache::Writeback),
+        "unsafe" => Ok(Cache::Unsafe),
+        "writethrough" => Ok(Cache::WriteThrough),
+        "directsync" => Ok(Cache::DirectSync),
+        _ => Err(Failure::new(format!("Invalid {what} option: {name}"))),
+    }
+}
+
+#[cfg(test)]
+#[path = "context_test.rs"]
+mod tests;

@@ -1,0 +1,125 @@
+//! `cowhand img`: makes, inspects, checks, repairs, converts and edits images, on the command line of `qemu-img`.
+//!
+//! One file for each subcommand, thin: what is done to images is done in `cowhand_block`. What they share: [`context`] (messages,
+//! opening), [`options`] (`-o`), [`units`] (sizes as they are written and shown), [`secrets`] (`--object`).
+//!
+//! Called as `qemu-img` it is that: formats are probed and references followed, as its users' scripts expect. As `cowhand img` it
+//! does neither, and names the option that allows it.
+
+#![allow(dead_code, reason = "what subcommands share comes before the last of them")]
+
+mod context;
+mod options;
+mod resize;
+mod secrets;
+pub(crate) mod units;
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use cowhand_block::OpenPolicy;
+
+pub(crate) use self::context::{Context, Failure, How};
+
+/// The version of the command line that this one is: what scripts ask for.
+const VERSION: &str = concat!("version 10.0.2 (cowhand ", env!("CARGO_PKG_VERSION"), ")");
+
+/// As whom the tool was called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Name {
+    /// `cowhand img`.
+    Cowhand,
+    /// `qemu-img`.
+    Qemu,
+}
+
+impl Name {
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Cowhand => "cowhand img",
+            Self::Qemu => "qemu-img",
+        }
+    }
+}
+
+/// Makes, inspects, checks, repairs, converts and edits disk images (the command line of qemu-img)
+#[derive(Parser)]
+#[command(disable_version_flag = true, subcommand_required = true, arg_required_else_help = true)]
+struct Cli {
+    /// Guess the format of an image from its content where it is not given; whoever can write the image (its guest) then
+    /// decides how it is read
+    #[arg(long, global = true)]
+    probe: bool,
+    /// Files that images refer to (backing files, data files) may be opened below this directory; may be repeated. Without
+    /// it, each image may refer to files below its own directory
+    #[arg(long, global = true, value_name = "DIR")]
+    allow_dir: Vec<PathBuf>,
+    /// Show the version
+    #[arg(short = 'V', long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Resize(resize::Args),
+}
+
+/// Runs the tool with `words`, the program's own name among them first; gives the exit status.
+pub(crate) fn main(words: Vec<OsString>, name: Name) -> ExitCode {
+    let command = Cli::command().name(name.text()).bin_name(name.text()).version(VERSION);
+    let parsed = command.try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, name),
+    };
+    // As qemu-img it opens what images name, wherever that lies, since that is what its callers rely on.
+    let (probe, allow_dirs) = match name {
+        Name::Qemu if cli.allow_dir.is_empty() => (true, vec![PathBuf::from("/")]),
+        Name::Qemu => (true, cli.allow_dir),
+        Name::Cowhand => (cli.probe, cli.allow_dir),
+    };
+    let policy = OpenPolicy { allow_dirs, probe, ..OpenPolicy::host() };
+    let cx = Context::new(name.text(), policy);
+    let result = match cli.command {
+        Command::Resize(args) => resize::run(&args, &cx),
+    };
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(failure) => {
+            failure.say(&cx);
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+/// Says in one line what is wrong with the arguments, or shows the help that was asked for.
+fn usage(error: &clap::Error, name: Name) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // A closed pipe is no failure of the help.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            return ExitCode::FAILURE;
+        }
+        _ => {}
+    }
+    let text = error.to_string();
+    let lines: Vec<_> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+    eprintln!("{}: {}", name.text(), lines.join(" ").trim_start_matches("error: "));
+    eprintln!("Try '{} --help' for more information", name.text());
+    ExitCode::FAILURE
+}
+
+/// Whether progress is shown: it was asked for (`-p`), or somebody is looking.
+pub(crate) fn shows_progress(asked: bool, quiet: bool) -> bool {
+    !quiet && (asked || std::io::stdout().is_terminal())
+}
