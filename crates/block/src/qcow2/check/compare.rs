@@ -2,6 +2,7 @@
 
 use cowhand_qcow2::{FormatError, refcount};
 
+use super::refs::{Bits, CHUNK_CLUSTERS};
 use super::report::FindingKind;
 use super::walk::{Stored, Walked};
 use super::{Checker, Dirty};
@@ -30,14 +31,15 @@ pub(super) struct Counts {
     pub(super) changed: u64,
 }
 
-/// So many clusters are passed over at once where nothing is in use.
-const STEP: u64 = 4096;
+/// So many clusters are passed over at once where nothing is in use, or each is referred to and counted once at most.
+const STEP: u64 = CHUNK_CLUSTERS;
 
 impl Checker {
     pub(super) async fn refcounts(&mut self, w: &mut Walked, pass: Pass) -> Result<Counts> {
         let per_block = self.geometry.refcount_block_entries();
         let mut counts = Counts::default();
         let mut from = 0;
+        w.refs.know_stored();
         while let Some(index) = self.next_block(w, &w.stored, from) {
             from = index + 1;
             match w.stored.block(index) {
@@ -77,6 +79,18 @@ impl Checker {
         while at < end {
             let step_end = (at + STEP).min(end);
             if is_idle(order, &block, at - first..step_end - first) && w.refs.is_free(at..step_end) {
+                at = step_end;
+                continue;
+            }
+            if step_end - at == STEP
+                && let Some(ones) = w.refs.ones(at)
+                && are_bits(order, &block, (at - first) as usize, &ones)
+            {
+                // What the references remember of these clusters is that already.
+                if let Some(word) = ones.iter().rposition(|&word| word != 0) {
+                    let bits = ones.get(word).map_or(0, |bits| bits.ilog2());
+                    out.highest = Some(at + word as u64 * 64 + u64::from(bits));
+                }
                 at = step_end;
                 continue;
             }
@@ -158,4 +172,33 @@ fn is_idle(order: u32, block: &[u8], entries: std::ops::Range<u64>) -> bool {
     let byte = |entry: u64| ((entry << order) / 8) as usize;
     let bytes = block.get(byte(entries.start)..byte(entries.end + 7).min(block.len()));
     bytes.is_some_and(|bytes| bytes.iter().all(|&byte| byte == 0))
+}
+
+/// Whether the refcounts from `first` on are these bits: one where a bit is set, nought elsewhere. The widths of which whole bytes make
+/// one refcount are found out; of narrower ones it is not said.
+fn are_bits(order: u32, block: &[u8], first: usize, bits: &Bits) -> bool {
+    let Some(shift) = order.checked_sub(3) else { return false };
+    let Some(counts) = block.get(first << shift..) else { return false };
+    match shift {
+        0 => are_bits_of::<1>(counts, bits),
+        1 => are_bits_of::<2>(counts, bits),
+        2 => are_bits_of::<4>(counts, bits),
+        _ => are_bits_of::<8>(counts, bits),
+    }
+}
+
+/// The same for refcounts of so many bytes.
+fn are_bits_of<const BYTES: usize>(counts: &[u8], bits: &Bits) -> bool {
+    let (counts, _) = counts.as_chunks::<BYTES>();
+    let mut one = [0; BYTES];
+    one[BYTES - 1] = 1;
+    counts.len() >= bits.len() * 64
+        && counts.chunks_exact(64).zip(bits).all(|(counts, &bits)| match bits {
+            // Most words are full or empty, and what is compared with the same value is compared fast.
+            u64::MAX => counts.iter().fold(true, |same, count| same & (*count == one)),
+            _ => counts.iter().enumerate().all(|(at, count)| {
+                let expected = if bits >> at & 1 != 0 { one } else { [0; BYTES] };
+                *count == expected
+            }),
+        })
 }

@@ -83,8 +83,26 @@ impl Checker {
         let mut bytes = self.read("an L2 table", l2.get(), self.cluster_size()).await?;
         let mut dirty = Dirty::clean();
         let mut contiguous = None;
-        for index in 0..self.geometry.l2_entries() {
+        let (mut next, mut one_by_one) = (0, 0);
+        while next < self.geometry.l2_entries() {
+            let index = next;
             let at = (index * step) as usize;
+            if index >= one_by_one
+                && let Some(clusters) = self.data_run(&bytes, at)
+            {
+                let len = clusters.end - clusters.start;
+                let start = self.offset_of(clusters.start);
+                let all_copied = L2Entry::from_raw(number(&bytes, at)).copied();
+                if all_copied && w.refs.are_stored_one(clusters.clone()) {
+                    stats.allocated += len;
+                    stats.fragmented += u64::from(contiguous.is_some_and(|next| next != start));
+                    contiguous = Some(self.offset_of(clusters.end));
+                    next += len;
+                    continue;
+                }
+                one_by_one = index + len;
+            }
+            next += 1;
             let entry = L2Entry::from_raw(number(&bytes, at));
             let kind = entry.without_reserved(&self.geometry).decode(&self.geometry);
             let host = match kind {

@@ -75,9 +75,59 @@ fn marks_do_not_disturb_counts() {
     let mut refs = References::default();
     refs.add(5, 1, Class::L2);
     assert!(refs.visit(5) && !refs.visit(5));
+    assert!(!refs.is_stored_one(5), "nothing is known of it yet");
+    refs.know_stored();
     refs.set_stored_one(5, true);
     refs.add(5, 3000, Class::L2);
     assert!(refs.is_stored_one(5) && refs.count(5) == 3001);
     refs.set_stored_one(5, false);
     assert!(!refs.is_stored_one(5) && !refs.visit(5) && refs.count(5) == 3001);
+}
+
+#[test]
+fn runs_of_data_cost_a_bit_each_and_count_like_single_ones() {
+    let (mut runs, mut singles) = (References::default(), References::default());
+    let mut number = 1u64;
+    for _ in 0..400 {
+        number = number.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let (start, len) = (number >> 40 & 0xffff, number >> 20 & if number >> 60 == 0 { 0x3fff } else { 0xff });
+        runs.add_data(start..start + len);
+        (start..start + len).for_each(|cluster| singles.add(cluster, 1, Class::Data));
+        if number >> 58 == 3 {
+            runs.add(start, 1, Class::L2);
+            singles.add(start, 1, Class::L2);
+        }
+        for chunk in (0..0x14000).step_by(CHUNK) {
+            if let (Some(one), Some(other)) = (runs.ones(chunk), singles.ones(chunk)) {
+                assert_eq!(one, other);
+            }
+        }
+    }
+    for cluster in 0..0x14000 {
+        assert_eq!(runs.slot(cluster), singles.slot(cluster), "{cluster}");
+        assert_eq!(runs.next_used(cluster), singles.next_used(cluster));
+    }
+    assert_eq!(runs.highest(), singles.highest());
+    let mut much = References::default();
+    (0..1 << 24).step_by(1000).for_each(|start| much.add_data(start..start + 1000));
+    assert!(much.bytes() < 3 << 20, "{}", much.bytes());
+}
+
+#[test]
+fn of_runs_it_is_known_whether_all_are_counted_once() {
+    let mut refs = References::default();
+    refs.add_data(10..20_000);
+    assert!(!refs.are_stored_one(10..20_000), "nothing is known yet");
+    refs.know_stored();
+    assert!(refs.are_stored_one(10..20_000) && !refs.are_stored_one(9..11) && !refs.are_stored_one(19_999..20_001));
+    refs.set_stored_one(6000, false);
+    assert!(!refs.are_stored_one(10..20_000) && refs.are_stored_one(6001..20_000) && refs.are_stored_one(10..6000));
+    refs.set_stored_one(6000, true);
+    refs.add(100, 1, Class::Data);
+    // What the image says has not changed by that.
+    assert!(refs.are_stored_one(10..20_000) && refs.count(100) == 2);
+    refs.set_stored_one(100, false);
+    assert!(!refs.is_stored_one(100));
+    refs.add(30_000, 1, Class::Data);
+    assert!(!refs.is_stored_one(30_000), "of new clusters nothing is known");
 }

@@ -1,8 +1,9 @@
 //! The walk through all metadata, counting references.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use cowhand_qcow2::{FormatError, HostOffset, L1Entry, L2Entry, L2Kind, RefTableEntry, SubclusterBitmap};
+use cowhand_qcow2::{FormatError, HostOffset, L1Entry, L2Entry, L2Kind, RefTableEntry, SubclusterBitmap, limits};
 
 use super::refs::{Class, References};
 use super::report::{FindingKind, Message};
@@ -285,15 +286,47 @@ impl Checker {
             let offset = self.offset_of(table);
             let bytes = self.read("an L2 table", offset, size).await?;
             let times = w.refs.l2_count(table);
-            for (index, entry) in bytes.chunks_exact(self.geometry.l2_entry_size() as usize).enumerate() {
+            let step = self.geometry.l2_entry_size() as usize;
+            let mut at = 0;
+            while let Some(entry) = bytes.get(at..at + step) {
                 let (raw, bitmap) = (number(entry, 0), number(entry, 8));
-                if raw != 0 || bitmap != 0 {
-                    let named_at = offset + index as u64 * self.geometry.l2_entry_size();
-                    self.l2_entry(w, L2Entry::from_raw(raw), bitmap, times, named_at);
+                let run = if times == 1 { self.data_run(&bytes, at) } else { None };
+                match run {
+                    Some(clusters) => {
+                        at += (clusters.end - clusters.start) as usize * step;
+                        w.refs.add_data(clusters);
+                        continue;
+                    }
+                    None if raw != 0 || bitmap != 0 => {
+                        self.l2_entry(w, L2Entry::from_raw(raw), bitmap, times, offset + at as u64);
+                    }
+                    None => {}
                 }
+                at += step;
             }
         }
         Ok(())
+    }
+
+    /// The clusters in the file that the entry at `at` and those behind it name, if there are several, one after the other, and
+    /// nothing is wrong with any of them: most of an image is such runs.
+    pub(super) fn data_run(&self, table: &[u8], at: usize) -> Option<Range<u64>> {
+        if self.geometry.extended_l2 || self.geometry.has_data_file {
+            return None;
+        }
+        let size = self.cluster_size();
+        let (entries, _) = table.get(at..)?.as_chunks::<8>();
+        let first = u64::from_be_bytes(*entries.first()?);
+        let Ok(L2Kind::Data { host, .. }) = L2Entry::from_raw(first).decode(&self.geometry) else { return None };
+        // So many are inside, whose offsets do not run over into other bits.
+        let most = self.file_len.min(limits::HOST_OFFSET_END).checked_sub(host.get())? / size;
+        let behind = entries.iter().zip(0..most).take_while(|(entry, index)| {
+            let expected = first.wrapping_add(index.wrapping_mul(size));
+            expected == u64::from_be_bytes(**entry)
+        });
+        let len = behind.count() as u64;
+        let start = self.cluster_of(host);
+        (len > 1).then(|| start..start + len)
     }
 
     fn l2_entry(&mut self, w: &mut Walked, entry: L2Entry, bitmap: u64, times: u64, named_at: u64) {
