@@ -34,7 +34,11 @@ impl Opening {
             move |message| match message {
                 Message::Repaired(what) => tracing::info!("{}: {what}", path.display()),
                 Message::NotRepaired(what) => tracing::warn!("{}: {what}", path.display()),
-                Message::Found(_) | Message::Left(_) | Message::Progress { .. } => {}
+                Message::Found(_)
+                | Message::Left(_)
+                | Message::Repairing(_)
+                | Message::Rebuilding
+                | Message::Progress { .. } => {}
             }
         };
         let mut checker = Checker::open(queue, self.file.clone(), &path, Box::new(sink)).await?;

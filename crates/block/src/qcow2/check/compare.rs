@@ -39,6 +39,7 @@ impl Checker {
         let per_block = self.geometry.refcount_block_entries();
         let mut counts = Counts::default();
         let mut from = 0;
+        self.block = None;
         w.refs.know_stored();
         while let Some(index) = self.next_block(w, &w.stored, from) {
             from = index + 1;
@@ -124,16 +125,17 @@ impl Checker {
     fn target(&mut self, pass: Pass, cluster: u64, stored: u64, found: u64) -> u64 {
         let max = refcount::max(self.geometry.refcount_order);
         match pass {
-            Pass::Raise => stored.max(found.min(max)),
-            Pass::Lower => stored.min(found),
+            Pass::Raise | Pass::Lower => {
+                let target = if pass == Pass::Raise { stored.max(found.min(max)) } else { stored.min(found) };
+                if target != stored {
+                    self.out.repairing(counts_text(cluster, stored, found));
+                }
+                target
+            }
             Pass::Report => {
-                let offset = self.offset_of(cluster);
-                if stored > found {
-                    let text = || format!("the cluster has refcount {stored}, but {found} references");
-                    self.found(FindingKind::Leak, offset, text);
-                } else if found > stored {
-                    let text = || format!("the cluster has refcount {stored}, but {found} references");
-                    self.found(FindingKind::Refcount, offset, text);
+                let kind = if stored > found { FindingKind::Leak } else { FindingKind::Refcount };
+                if stored != found {
+                    self.found_as(kind, self.offset_of(cluster), || counts_text(cluster, stored, found));
                 }
                 stored
             }
@@ -145,17 +147,24 @@ impl Checker {
         let end = first.saturating_add(self.geometry.refcount_block_entries()).min(self.end);
         let mut from = first;
         while let Some(cluster) = w.refs.next_used(from).filter(|&cluster| cluster < end) {
-            let mut count = 0;
-            // Neighbours are told of together: here they come in thousands.
-            while cluster + count < end && w.refs.count(cluster + count) > 0 {
-                w.refs.set_stored_one(cluster + count, false);
-                count += 1;
-            }
-            from = cluster + count;
-            (out.highest, out.uncovered) = (Some(from - 1), true);
-            let text = || format!("{count} clusters from here are referred to, but no refcount block counts them");
-            self.found_many(FindingKind::Refcount, self.offset_of(cluster), count, text);
+            w.refs.set_stored_one(cluster, false);
+            from = cluster + 1;
+            (out.highest, out.uncovered) = (Some(cluster), true);
+            let found = w.refs.count(cluster);
+            self.found_as(FindingKind::Refcount, self.offset_of(cluster), || counts_text(cluster, 0, found));
         }
+    }
+
+    /// The image's own count of one cluster; 0 where no block counts it.
+    pub(super) async fn stored_count(&mut self, stored: &Stored, cluster: u64) -> Result<u64> {
+        let per_block = self.geometry.refcount_block_entries();
+        let index = cluster / per_block;
+        if self.block.as_ref().is_none_or(|(number, _)| *number != index) {
+            self.block = self.stored_block(stored, index).await?.map(|block| (index, block));
+        }
+        let Some((_, block)) = &self.block else { return Ok(0) };
+        let entry = (cluster % per_block) as usize;
+        refcount::get(self.geometry.refcount_order, block, entry).map_err(|e| self.counted_error(0, &e))
     }
 
     /// The refcounts in a block of the image's own, by number; none where there is no such block.
@@ -165,6 +174,10 @@ impl Checker {
             None => Ok(None),
         }
     }
+}
+
+fn counts_text(cluster: u64, stored: u64, found: u64) -> String {
+    format!("cluster {cluster} refcount={stored} reference={found}")
 }
 
 /// Whether these refcounts are all 0.

@@ -42,17 +42,19 @@ impl Checker {
             for entry_at in (0..part.len()).step_by(8) {
                 let entry = L1Entry::from_raw(number(&part, entry_at));
                 let Some(l2) = self.l2_table(entry) else { continue };
+                let index = (at + entry_at as u64) / 8;
                 let wanted = w.refs.is_stored_one(self.cluster_of(l2));
-                if let Some(copied) =
-                    self.flag("L2 table", fix, entry.copied(), wanted, l1_offset + at + entry_at as u64)
-                {
-                    set_number(&mut part, entry_at, entry.with_copied(copied).raw());
-                    dirty.touch(entry_at);
-                    stats.changed += 1;
+                if wanted != entry.copied() {
+                    let refcount = self.stored_count(&w.stored, self.cluster_of(l2)).await?;
+                    let what = format!("L2 cluster: l1_index={index} l1_entry={:x} refcount={refcount}", entry.raw());
+                    if self.may_flag(fix, wanted, l1_offset + at + entry_at as u64, &what) {
+                        set_number(&mut part, entry_at, entry.with_copied(wanted).raw());
+                        dirty.touch(entry_at);
+                        stats.changed += 1;
+                    }
                 }
                 // Named twice it is looked at once.
                 if w.refs.visit(self.cluster_of(l2)) {
-                    let index = (at + entry_at as u64) / 8;
                     self.copied_l2(w, fix, l2, index, &mut stats).await?;
                 }
             }
@@ -127,10 +129,17 @@ impl Checker {
             } else {
                 continue;
             };
-            if let Some(copied) = self.flag("cluster", fix, entry.copied(), wanted, named_at) {
-                set_number(&mut bytes, at, entry.with_copied(copied).raw());
-                dirty.touch(at);
-                stats.changed += 1;
+            if wanted != entry.copied() {
+                let refcount = match self.geometry.has_data_file {
+                    true => 1,
+                    false => self.stored_count(&w.stored, self.cluster_of(host)).await?,
+                };
+                let what = format!("data cluster: l2_entry={:x} refcount={refcount}", entry.raw());
+                if self.may_flag(fix, wanted, named_at, &what) {
+                    set_number(&mut bytes, at, entry.with_copied(wanted).raw());
+                    dirty.touch(at);
+                    stats.changed += 1;
+                }
             }
         }
         // What shares its place with something else must not be written.
@@ -142,19 +151,17 @@ impl Checker {
         Ok(())
     }
 
-    /// The flag to be written, if it is wrong and that is allowed; tells it otherwise.
-    fn flag(&mut self, what: &str, fix: Fix, copied: bool, wanted: bool, named_at: u64) -> Option<bool> {
-        if copied == wanted {
-            return None;
+    /// Whether a flag that is wrong may be put right; tells of it either way.
+    fn may_flag(&mut self, fix: Fix, wanted: bool, named_at: u64, what: &str) -> bool {
+        let text = format!("OFLAG_COPIED {what}");
+        let may = fix == Fix::All || (fix == Fix::Set && wanted);
+        if may {
+            self.out.flags_fixed += 1;
+            self.out.repairing(text);
+        } else {
+            self.found_as(FindingKind::Copied, named_at, || text);
         }
-        if fix == Fix::All || (fix == Fix::Set && wanted) {
-            return Some(wanted);
-        }
-        self.found(FindingKind::Copied, named_at, || match wanted {
-            true => format!("the {what}'s refcount is one, but the COPIED flag is not set"),
-            false => format!("the {what}'s COPIED flag is set, but the refcount is not one"),
-        });
-        None
+        may
     }
 
     fn data_file_place(&mut self, l1_index: u64, l2_index: u64, host: HostOffset, named_at: u64) {

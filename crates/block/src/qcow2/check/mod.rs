@@ -54,11 +54,25 @@ struct Reporter {
     leaks: u64,
     /// Corruptions that stale refcounts do not explain.
     beyond_counts: u64,
+    /// Whether flags that are wrong wait for the refcounts to be put right: most are not wrong any more then.
+    flags_wait: bool,
+    /// Flags that are wrong, if they wait.
+    flags: u64,
+    /// Flags that have been put right.
+    flags_fixed: u64,
 }
 
 impl Reporter {
     fn start(&mut self, stage: Stage) {
-        (self.stage, self.corruptions, self.leaks, self.beyond_counts) = (stage, 0, 0, 0);
+        (self.stage, self.corruptions, self.leaks, self.beyond_counts, self.flags) = (stage, 0, 0, 0, 0);
+    }
+
+    fn repairing(&mut self, text: impl Into<String>) {
+        (self.sink)(Message::Repairing(text.into()));
+    }
+
+    fn rebuilding(&mut self) {
+        (self.sink)(Message::Rebuilding);
     }
 
     fn repaired(&mut self, text: impl Into<String>) {
@@ -89,6 +103,8 @@ pub(crate) struct Checker {
     file_len: u64,
     /// One past the last cluster that is looked at: those of the file, and those that a repair adds.
     end: u64,
+    /// The refcount block that was last asked for a single count, and its number.
+    block: Option<(u64, Buffer)>,
     out: Reporter,
 }
 
@@ -110,7 +126,17 @@ impl Checker {
             header,
             sector,
             file_len,
-            out: Reporter { sink, stage: Stage::First, corruptions: 0, leaks: 0, beyond_counts: 0 },
+            block: None,
+            out: Reporter {
+                sink,
+                stage: Stage::First,
+                corruptions: 0,
+                leaks: 0,
+                beyond_counts: 0,
+                flags_wait: false,
+                flags: 0,
+                flags_fixed: 0,
+            },
         })
     }
 
@@ -119,20 +145,24 @@ impl Checker {
     /// # Errors
     /// Something could not be read or written.
     pub(crate) async fn run(&mut self, repair: Repair) -> Result<CheckReport> {
+        self.out.flags_wait = repair != Repair::None;
         let (mut report, walked, counts) = self.look(Stage::First).await?;
         let flagged = self.is_flagged();
-        if repair == Repair::None || (report.is_clean() && !flagged) {
+        let is_clean = report.is_clean() && self.out.flags == 0;
+        self.out.flags_wait = false;
+        if repair == Repair::None || (is_clean && !flagged) {
             return Ok(report);
         }
         let (corruptions, leaks) = (report.corruptions, report.leaks);
-        if !report.is_clean() {
+        if !is_clean {
             self.repair(repair, walked, counts).await?;
             report = self.look(Stage::Last).await?.0;
         }
         if report.corruptions == 0 && flagged {
             self.vouch().await?;
         }
-        report.corruptions_fixed = corruptions.saturating_sub(report.corruptions);
+        let left = report.corruptions - self.out.flags;
+        report.corruptions_fixed = corruptions.saturating_sub(left) + self.out.flags_fixed;
         report.leaks_fixed = leaks.saturating_sub(report.leaks);
         Ok(report)
     }
@@ -178,19 +208,27 @@ impl Checker {
         Ok((report, walked, counts))
     }
 
-    /// Counts a finding at byte `offset` of the file, and tells it.
+    /// Counts a finding at byte `offset` of the file, and tells it with its place.
     fn found(&mut self, kind: FindingKind, offset: u64, text: impl FnOnce() -> String) {
-        self.found_many(kind, offset, 1, text);
+        let cluster = self.geometry.cluster_bits.index_of(offset);
+        self.found_as(kind, offset, || format!("{} (at offset {offset:#x}, cluster {cluster})", text()));
     }
 
-    /// The same for `count` things of a kind.
-    fn found_many(&mut self, kind: FindingKind, offset: u64, count: u64, text: impl FnOnce() -> String) {
+    /// The same of what the words say the place of.
+    fn found_as(&mut self, kind: FindingKind, offset: u64, text: impl FnOnce() -> String) {
         match kind {
-            FindingKind::Leak => self.out.leaks += count,
-            _ => self.out.corruptions += count,
+            FindingKind::Leak => self.out.leaks += 1,
+            FindingKind::Copied => {
+                self.out.flags += 1;
+                if self.out.flags_wait {
+                    return;
+                }
+                self.out.corruptions += 1;
+            }
+            _ => self.out.corruptions += 1,
         }
         if !kind.is_of_counts() {
-            self.out.beyond_counts += count;
+            self.out.beyond_counts += 1;
         }
         let cluster = self.geometry.cluster_bits.index_of(offset);
         let told = |text| Finding { kind, offset, cluster, text };

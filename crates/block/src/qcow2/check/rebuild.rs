@@ -32,6 +32,7 @@ impl Checker {
             self.out.not_repaired("there is no room for new refcounts behind the image: they stay as they are");
             return Ok(false);
         };
+        self.out.rebuilding();
         self.end = self.end.max(layout.first + layout.total);
         w.adopt_beyond(self.end);
         (layout.first..layout.first + layout.total).for_each(|cluster| w.refs.add(cluster, 1, Class::Refcounts));

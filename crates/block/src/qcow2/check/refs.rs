@@ -365,7 +365,7 @@ const fn split(cluster: u64) -> (u64, u16) {
 /// The chunks that `clusters` lie in, each with the indices in it.
 fn parts(clusters: &Range<u64>) -> impl Iterator<Item = (u64, Range<usize>)> + use<> {
     let Range { start, end } = *clusters;
-    let chunks = if start < end { start >> CHUNK_BITS..(end - 1 >> CHUNK_BITS) + 1 } else { 0..0 };
+    let chunks = if start < end { (start >> CHUNK_BITS)..((end - 1) >> CHUNK_BITS) + 1 } else { 0..0 };
     chunks.map(move |number| {
         let first = number << CHUNK_BITS;
         (number, (start.saturating_sub(first)) as usize..(end - first).min(CHUNK as u64) as usize)

@@ -68,7 +68,7 @@ pub struct Finding {
     pub offset: u64,
     /// The number of the host cluster that `offset` lies in.
     pub cluster: u64,
-    /// What is wrong, in words.
+    /// What is wrong, in words: in QEMU's where QEMU finds the same.
     pub text: String,
 }
 
@@ -81,9 +81,14 @@ impl Finding {
 }
 
 impl fmt::Display for Finding {
+    /// As `qemu-img check` says it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = if self.is_leak() { "leak" } else { "corruption" };
-        write!(f, "{what}: {} (cluster {}, offset {:#x})", self.text, self.cluster, self.offset)
+        let what = match self.kind {
+            FindingKind::Leak => "Leaked",
+            FindingKind::Outside => "ERROR:",
+            _ => "ERROR",
+        };
+        write!(f, "{what} {}", self.text)
     }
 }
 
@@ -92,6 +97,10 @@ impl fmt::Display for Finding {
 pub enum Message {
     /// Something is wrong.
     Found(Finding),
+    /// One thing that is wrong is being repaired: what, in the words of its [`Finding`].
+    Repairing(String),
+    /// The refcounts are about to be written anew.
+    Rebuilding,
     /// Something has been repaired.
     Repaired(String),
     /// Something could not be repaired, or must not be.
@@ -137,38 +146,6 @@ impl CheckReport {
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.corruptions == 0 && self.leaks == 0
-    }
-}
-
-impl fmt::Display for CheckReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.corruptions_fixed + self.leaks_fixed > 0 {
-            writeln!(f, "Repaired: {} corruptions, {} leaked clusters.", self.corruptions_fixed, self.leaks_fixed)?;
-        }
-        if self.is_clean() {
-            writeln!(f, "The image is sound.")?;
-        }
-        if self.corruptions > 0 {
-            writeln!(f, "{} corruptions: data may be lost, and writing may lose more.", self.corruptions)?;
-        }
-        if self.leaks > 0 {
-            writeln!(f, "{} leaked clusters: space is lost, but no data.", self.leaks)?;
-        }
-        if self.unreadable > 0 && self.leaks > 0 {
-            writeln!(f, "Leaks are not freed while {} damaged entries hide what they refer to.", self.unreadable)?;
-        }
-        let percent = |part: u64, of: u64| if of == 0 { 0.0 } else { part as f64 * 100.0 / of as f64 };
-        if self.total_clusters > 0 {
-            let (total, allocated) = (self.total_clusters, self.allocated_clusters);
-            writeln!(
-                f,
-                "{allocated}/{total} clusters allocated ({:.2}%), of them {:.2}% fragmented, {:.2}% compressed.",
-                percent(allocated, total),
-                percent(self.fragmented_clusters, allocated),
-                percent(self.compressed_clusters, allocated),
-            )?;
-        }
-        write!(f, "The image ends at offset {}.", self.image_end_offset)
     }
 }
 

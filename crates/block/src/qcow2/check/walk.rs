@@ -177,15 +177,11 @@ impl Checker {
                     w.cuts_off(cluster);
                 }
             }
-            self.found(FindingKind::Outside, named_at, || {
-                let what = match class {
-                    Class::Data => "guest data",
-                    Class::Bitmap => "a bitmap's data",
-                    Class::Refcounts => "a refcount block",
-                    Class::Fixed => "a table",
-                    Class::L2 => "an L2 table",
-                };
-                format!("the entry names {what} at {offset:#x}, past the end of the file")
+            self.found_as(FindingKind::Outside, named_at, || {
+                format!(
+                    "counting reference for region exceeding the end of the file by one cluster or more: offset \
+                     {offset:#x} size {len:#x}"
+                )
             });
         }
         inside
@@ -207,30 +203,42 @@ impl Checker {
             let part = self.read("the refcount table", start + at, PART.min(len - at)).await?;
             for (entry, named_at) in entries(&part, start + at) {
                 let block = self.refcount_block(w, entry, named_at);
-                w.stored.blocks.push(block);
+                w.stored.blocks.push(block.unwrap_or(0));
             }
             at += part.len() as u64;
         }
         Ok(())
     }
 
-    /// Where the refcount block of this entry is; 0 if there is none that can be used. A table with a wrong entry is not to be
-    /// written to.
-    fn refcount_block(&mut self, w: &mut Walked, raw: u64, named_at: u64) -> u64 {
+    /// Where the refcount block of this entry is, if there is one that can be used. A table with a wrong entry is not to be written to.
+    fn refcount_block(&mut self, w: &mut Walked, raw: u64, named_at: u64) -> Option<u64> {
         let entry = RefTableEntry::from_raw(raw);
-        let block = entry.offset(&self.geometry).or_else(|problem| {
+        let index = w.stored.blocks.len();
+        if entry.without_reserved().raw() != raw {
             w.stored.sound = false;
-            self.found(FindingKind::RefcountStructure, named_at, || problem.to_string());
-            entry.without_reserved().offset(&self.geometry)
+            let text = || format!("refcount table entry {index} has reserved bits set");
+            self.found_as(FindingKind::RefcountStructure, named_at, text);
+        }
+        let block = entry.without_reserved().offset(&self.geometry).or_else(|_| {
+            w.stored.sound = false;
+            let text = || format!("refcount block {index} is not cluster aligned; refcount table entry corrupted");
+            self.found_as(FindingKind::RefcountStructure, named_at, text);
+            Ok::<_, FormatError>(None)
         });
-        let Ok(Some(block)) = block else { return 0 };
-        let inside = self.refer(w, Class::Refcounts, (block.get(), self.cluster_size()), 1, named_at);
+        let block = block.ok().flatten()?;
+        if !self.is_inside(block.get(), self.cluster_size()) {
+            w.stored.sound = false;
+            let text = || format!("refcount block {index} is outside image");
+            self.found_as(FindingKind::RefcountStructure, named_at, text);
+            return None;
+        }
+        self.refer(w, Class::Refcounts, (block.get(), self.cluster_size()), 1, named_at);
         // A block that two entries name counts for the first.
-        if inside && w.refs.visit(self.cluster_of(block)) {
-            return block.get();
+        if w.refs.visit(self.cluster_of(block)) {
+            return Some(block.get());
         }
         w.stored.sound = false;
-        0
+        None
     }
 
     async fn walk_l1(&mut self, w: &mut Walked, table: Table) -> Result<()> {
@@ -248,12 +256,16 @@ impl Checker {
 
     fn l1_entry(&mut self, w: &mut Walked, entry: L1Entry, named_at: u64) {
         let offset = entry.offset(&self.geometry).or_else(|problem| {
-            self.entry_problem(&problem, entry.raw(), named_at);
+            let (raw, offset) = (entry.raw(), entry.offset_bits());
+            self.entry_problem(&problem, named_at, || match problem {
+                FormatError::ReservedBits { .. } => format!("found L1 entry with reserved bits set: {raw:x}"),
+                _ => format!("l2_offset={offset:x}: Table is not cluster aligned; L1 entry corrupted"),
+            });
             entry.without_reserved().offset(&self.geometry)
         });
         match offset {
             Ok(None) if entry.copied() => {
-                let text = || "the entry has the COPIED flag, but no L2 table".to_string();
+                let text = || "OFLAG_COPIED is set in an L1 entry that names no L2 table".to_string();
                 self.found(FindingKind::Copied, named_at, text);
             }
             Ok(None) => {}
@@ -270,8 +282,14 @@ impl Checker {
         }
     }
 
-    fn entry_problem(&mut self, problem: &FormatError, raw: u64, named_at: u64) {
-        self.found(FindingKind::Entry, named_at, || format!("the entry {raw:#x} is wrong: {problem}"));
+    /// An entry that breaks the rules: in QEMU's words where QEMU knows the rule.
+    fn entry_problem(&mut self, problem: &FormatError, named_at: u64, words: impl FnOnce() -> String) {
+        match problem {
+            FormatError::ReservedBits { .. } | FormatError::Misaligned { .. } => {
+                self.found_as(FindingKind::Entry, named_at, words);
+            }
+            _ => self.found(FindingKind::Entry, named_at, || problem.to_string()),
+        }
     }
 
     /// Each L2 table that some L1 table names, once, in the order of the file.
@@ -331,7 +349,16 @@ impl Checker {
 
     fn l2_entry(&mut self, w: &mut Walked, entry: L2Entry, bitmap: u64, times: u64, named_at: u64) {
         let kind = entry.decode(&self.geometry).or_else(|problem| {
-            self.entry_problem(&problem, entry.raw(), named_at);
+            let (raw, offset) = (entry.raw(), entry.offset_bits());
+            let is_empty = match self.geometry.extended_l2 {
+                true => SubclusterBitmap::from_raw(bitmap).allocated() == 0,
+                false => raw & 1 != 0,
+            };
+            let what = if is_empty { "Preallocated" } else { "Data" };
+            self.entry_problem(&problem, named_at, || match problem {
+                FormatError::ReservedBits { .. } => format!("found l2 entry with reserved bits set: {raw:x}"),
+                _ => format!("offset={offset:x}: {what} cluster is not properly aligned; L2 entry corrupted."),
+            });
             entry.without_reserved(&self.geometry).decode(&self.geometry)
         });
         let kind = match kind {
@@ -351,7 +378,8 @@ impl Checker {
         match kind {
             L2Kind::Compressed(range) => {
                 if entry.copied() {
-                    let text = || "a compressed cluster's entry has the COPIED flag".to_string();
+                    let offset = entry.offset_bits();
+                    let text = || format!("coffset={offset:#x}: copied flag must never be set for compressed clusters");
                     self.found(FindingKind::Copied, named_at, text);
                 }
                 self.refer_data(w, (range.host.get(), range.len), times, named_at);
