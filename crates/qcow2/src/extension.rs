@@ -111,7 +111,7 @@ impl Extension {
 }
 
 /// Walks the chain that starts at byte `start` of `area`, which ends where the backing file name or the cluster's end
-/// is. It ends at type 0, or where no room is left for another type and length.
+/// is. It ends at type 0, or where the area does.
 ///
 /// Each step advances by at least 8 bytes, so it takes at most `area.len() / 8` of them, and the data copied is never
 /// more than `area`.
@@ -121,7 +121,13 @@ impl Extension {
 pub(crate) fn parse_chain(area: &[u8], start: usize) -> Result<Vec<Extension>, FormatError> {
     let mut extensions = Vec::new();
     let mut at = start;
-    while let (Some(raw), Some(len)) = (be32(area, at), be32(area, at.saturating_add(4))) {
+    while at < area.len() {
+        let head = be32(area, at).zip(be32(area, at.saturating_add(4)));
+        let (raw, len) = head.ok_or(FormatError::TooShort {
+            field: Field::at("header extension", at as u64),
+            needed: Extension::HEAD as u64,
+            available: (area.len() - at) as u64,
+        })?;
         if raw == ExtensionKind::END {
             break;
         }

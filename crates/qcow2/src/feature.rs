@@ -142,16 +142,21 @@ const KNOWN: [(FeatureKind, u8, &str); 8] = [
     (FeatureKind::Autoclear, 1, "raw external data"),
 ];
 
-/// Names the set bits of an unknown incompatible mask, as the image's own table has them or as "bit N".
+/// Names the set bits of an unknown incompatible mask as QEMU does: by the image's own table, in its order, and what it does
+/// not name as a number.
 pub(crate) fn describe_unknown(unknown: Incompatible, table: &[FeatureName]) -> String {
-    let bits = (0u8..64).filter(|bit| unknown.bits() >> bit & 1 != 0);
-    let names = bits.map(|bit| {
-        let named = table.iter().find(|f| f.kind == FeatureKind::Incompatible && f.bit == bit && !f.name.is_empty());
-        match named {
+    let mut left = unknown.bits();
+    let mut names = Vec::new();
+    for feature in table.iter().filter(|f| f.kind == FeatureKind::Incompatible && !f.name.is_empty()) {
+        let bit = 1u64.checked_shl(feature.bit.into()).unwrap_or(0);
+        if left & bit != 0 {
+            left &= !bit;
             // The name comes out of an untrusted file and goes to a terminal.
-            Some(feature) => format!("\"{}\" (bit {bit})", feature.name.escape_debug()),
-            None => format!("incompatible feature bit {bit}"),
+            names.push(feature.name.escape_debug().to_string());
         }
-    });
-    names.collect::<Vec<_>>().join(", ")
+    }
+    if left != 0 {
+        names.push(format!("Unknown incompatible feature: {left:x}"));
+    }
+    names.join(", ")
 }

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bitmap;
+mod brief;
 pub mod cipher;
 pub mod entry;
 pub mod error;
