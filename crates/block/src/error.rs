@@ -35,6 +35,8 @@ pub struct Error(Box<Inner>);
 struct Inner {
     kind: ErrorKind,
     message: String,
+    /// QEMU's words for it, where they differ.
+    brief: Option<String>,
     path: Option<PathBuf>,
     offset: Option<u64>,
     damage: bool,
@@ -53,6 +55,7 @@ impl Error {
         Self(Box::new(Inner {
             kind,
             message: message.into(),
+            brief: None,
             path: None,
             offset: None,
             damage: false,
@@ -93,6 +96,13 @@ impl Error {
         error
     }
 
+    /// The same error, with QEMU's words for it.
+    #[must_use]
+    pub(crate) fn briefly(mut self, words: Option<impl Into<String>>) -> Self {
+        self.0.brief = words.map(Into::into);
+        self
+    }
+
     /// The same error, naming the byte offset in the file (the innermost is kept).
     #[must_use]
     pub fn at_offset(mut self, offset: u64) -> Self {
@@ -117,9 +127,14 @@ impl Error {
         self.0.kind
     }
 
-    /// The text without the name of the file that the error is about, for those who have named it.
+    /// The text without the name of the file that the error is about, for those who have named it; in QEMU's words, where
+    /// it has some for the same failure.
     #[must_use]
     pub fn reason(&self) -> String {
+        self.0.brief.clone().unwrap_or_else(|| self.message())
+    }
+
+    fn message(&self) -> String {
         let inner = &*self.0;
         let mut text = inner.message.clone();
         if let Some(offset) = inner.offset {
@@ -148,8 +163,8 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0.path {
-            Some(path) if !self.0.named => write!(f, "{}: {}", path.display(), self.reason()),
-            _ => f.write_str(&self.reason()),
+            Some(path) if !self.0.named => write!(f, "{}: {}", path.display(), self.message()),
+            _ => f.write_str(&self.message()),
         }
     }
 }

@@ -14,7 +14,9 @@ impl FormatError {
         let words = match self {
             Self::NotQcow2 => "Image is not in qcow2 format",
             Self::UnsupportedVersion { version } => return Some(format!("Unsupported qcow2 version {version}").into()),
-            Self::UnknownFeatures { names, .. } => return Some(format!("Unsupported qcow2 feature(s): {names}").into()),
+            Self::UnknownFeatures { names, .. } => {
+                return Some(format!("Unsupported qcow2 feature(s): {names}").into());
+            }
             Self::UnknownValue { field, value, .. } => return unknown_value(*field, *value),
             Self::L1TooSmall { .. } => "L1 table is too small",
             Self::TooShort { field, .. } => too_short(*field)?,

@@ -33,6 +33,7 @@ mod repair_crash_test;
 mod repair_test;
 mod secret_test;
 mod whole_test;
+mod words_test;
 mod write_test;
 
 use crate::io::sim::Rng;

@@ -76,13 +76,13 @@ impl Opening {
                 cowhand_qcow2::ErrorClass::Unsupported => ErrorKind::Unsupported,
                 _ => ErrorKind::Corrupt,
             };
-            Error::new(kind, e.to_string()).at_path(path)
+            Error::new(kind, e.to_string()).briefly(e.brief()).at_path(path)
         };
         let read = |len: usize| queue.read_buffer(&file, 0, len);
         let first = read(512.min(file_len as usize)).await.map_err(|e| Error::io("cannot read", e).at_path(path))?;
         if !Header::probe(&first) {
             let message = "not a qcow2 image (it does not begin with QFI\\xfb); if it is a raw disk, say format=raw";
-            return Err(Error::new(ErrorKind::Invalid, message).at_path(path));
+            return Err(Error::new(ErrorKind::Invalid, message).briefly(FormatError::NotQcow2.brief()).at_path(path));
         }
         let needed = Header::needed_len(&first).map_err(format_error)?;
         let needed = needed.min(usize::try_from(file_len).unwrap_or(usize::MAX));
