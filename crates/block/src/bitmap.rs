@@ -76,6 +76,15 @@ impl Disk {
         self.alone(async |disk, queue| disk.bitmaps_on(queue).await)
     }
 
+    /// Whether its format has bitmaps.
+    #[must_use]
+    pub fn can_have_bitmaps(&self) -> bool {
+        match &*self.node() {
+            Node::Raw(_) => false,
+            Node::Qcow2(image) => image.version() >= 3,
+        }
+    }
+
     /// Removes a bitmap, an inconsistent one too.
     ///
     /// # Errors

@@ -102,6 +102,15 @@ impl Disk {
         self.alone(async move |disk, queue| disk.delete_snapshot_on(queue, &which).await)
     }
 
+    /// Has the disk, which is read-only, show what it was when the snapshot was taken, its size included. `which` chooses among the
+    /// snapshots: the first for which it says so.
+    ///
+    /// # Errors
+    /// There is no such snapshot; a disk that is not read-only, or raw; damaged tables.
+    pub fn view_snapshot(self: &Arc<Self>, which: impl Fn(&SnapshotInfo) -> bool + 'static) -> Result<()> {
+        self.alone(async move |disk, queue| disk.view_snapshot_on(queue, which).await)
+    }
+
     /// Makes the disk `bytes` large. What is added reads as zeros; what is cut off is gone, and requests there fail.
     ///
     /// # Errors
@@ -205,6 +214,27 @@ impl Disk {
             }
             Node::Qcow2(_) => self.change(queue, async |image| image.resize(queue, bytes, preallocation).await).await,
         }
+    }
+
+    async fn view_snapshot_on(&self, queue: &Rc<Queue>, which: impl Fn(&SnapshotInfo) -> bool) -> Result<()> {
+        let _changes = self.changes().lock().await;
+        let node = self.node();
+        let refuse = |kind, message| Err(Error::new(kind, message).at_path(node.path()));
+        let Node::Qcow2(image) = &*node else {
+            return refuse(ErrorKind::Unsupported, "a raw disk has no internal snapshots");
+        };
+        if !self.is_read_only() {
+            return refuse(ErrorKind::Invalid, "only a read-only disk can show a snapshot");
+        }
+        let table = image.snapshots(queue).await?;
+        let Some(snapshot) = table.entries.iter().find(|snapshot| which(&SnapshotInfo::from(*snapshot))) else {
+            return refuse(ErrorKind::NotFound, "there is no such snapshot");
+        };
+        let closed = self.grace().close().await;
+        let shown = image.as_of_snapshot(queue, snapshot).await?;
+        self.replace(Arc::new(Node::Qcow2(Box::new(shown))));
+        drop(closed);
+        Ok(())
     }
 
     fn with_snapshots<'a>(&self, node: &'a Node) -> Result<&'a Image> {

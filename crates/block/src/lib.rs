@@ -11,12 +11,14 @@ mod copy_before;
 mod disk;
 mod errno;
 mod error;
+mod filling;
 mod flush;
 mod grace;
 mod granules;
 mod hooks;
 mod inspect;
 pub mod io;
+pub mod jobs;
 mod join;
 #[cfg(test)]
 mod live_test;

@@ -79,6 +79,11 @@ impl Node {
         }
     }
 
+    /// Whether it is a raw disk, whose bytes lie in its file as they are.
+    pub(crate) fn is_plain_file(&self) -> bool {
+        matches!(self, Self::Raw(_))
+    }
+
     /// The unit in which space is given back.
     pub(crate) fn granularity(&self) -> u32 {
         match self {

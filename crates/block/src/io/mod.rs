@@ -97,6 +97,16 @@ pub trait FileOps: Send + Sync {
         Ok((offset < length).then_some(offset..length))
     }
 
+    /// Has the host copy `len` bytes from another file, at an offset in it, to `offset`, without their coming into this program's
+    /// memory; how many it copied.
+    ///
+    /// # Errors
+    /// The system's, above all that it cannot.
+    fn copy_from(&self, from: (&dyn FileOps, u64), offset: u64, len: u64) -> io::Result<u64> {
+        let _ = (from, offset, len);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Takes (or replaces) this open file's locks, on the bytes that QEMU uses.
     ///
     /// # Errors
@@ -216,6 +226,11 @@ pub trait Storage: Send + Sync {
 
     /// Monotonic time since some fixed moment.
     fn now(&self) -> std::time::Duration;
+
+    /// Lets the calling thread sleep for so long. Where time is only played, it is over at once.
+    fn sleep(&self, time: std::time::Duration) {
+        let _ = time;
+    }
 
     /// The date: time since the Epoch (the beginning of 1970, UTC).
     fn date(&self) -> std::time::Duration;

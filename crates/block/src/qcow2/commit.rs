@@ -20,6 +20,7 @@ use std::rc::Rc;
 use cowhand_qcow2::{Header, HostOffset};
 
 use super::entry::TableBytes;
+use super::filling::marked;
 use super::layout::Structure;
 use super::refcounts::RefcountWrites;
 use super::slices::Slice;
@@ -309,7 +310,8 @@ impl Image {
             change(&mut header);
             (header.encode_fixed(&state.sector).map_err(|e| self.format_error(&e))?, header)
         };
-        self.write_as(queue, Structure::Header, HostOffset::new(0), &sector).await?;
+        let shown = if self.filling.load(Ordering::SeqCst) { marked(&sector) } else { sector.clone() };
+        self.write_as(queue, Structure::Header, HostOffset::new(0), &shown).await?;
         *self.header.lock() = HeaderState { header, sector };
         Ok(())
     }

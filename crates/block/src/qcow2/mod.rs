@@ -7,7 +7,7 @@
 //! compressed clusters by means of [`codec`]; [`layout`] keeps guest data off the metadata, [`owners`] metadata off other
 //! metadata, and [`corrupt`] is what follows when they find something;
 //! [`open`] validates an image ([`dirty`]: one that was not closed) and [`create`] makes one; [`check`] finds and repairs damage.
-//! [`bitmaps`] keep the persistent dirty bitmaps.
+//! [`filling`] keeps an image from looking whole before it is. [`bitmaps`] keep the persistent dirty bitmaps.
 //! [`snapshot`] and [`resize`] (with [`prealloc`]) change an image as a whole, alone with it: they work on the file by means of
 //! [`tree`], [`run`] and
 //! [`snapshot_table`], and then it is read again ([`reload`]). [`layer`] puts an image over another one.
@@ -31,6 +31,7 @@ pub(crate) mod create;
 pub(crate) mod data;
 mod dirty;
 mod entry;
+mod filling;
 pub(crate) mod inspect;
 mod layer;
 mod layout;
@@ -147,6 +148,8 @@ pub(crate) struct Image {
     writable: bool,
     /// Known to be corrupt: not to be written any more.
     corrupt: AtomicBool,
+    /// Its header does not let it look whole.
+    filling: AtomicBool,
     options: ImageOptions,
     /// Shared with the image that takes this one's place when it is read again.
     flushes: Arc<Flushes>,
@@ -188,6 +191,10 @@ impl Image {
 
     pub(crate) fn cluster_size(&self) -> u64 {
         self.geometry.cluster_bits.size()
+    }
+
+    pub(crate) fn version(&self) -> u32 {
+        self.geometry.version
     }
 
     pub(crate) fn backing(&self) -> Option<&Arc<Node>> {

@@ -10,6 +10,7 @@ use cowhand_qcow2::{Autoclear, CryptMethod, FormatError, Header, HostOffset, Inc
 use super::bitmaps::{Directory, Live};
 use super::compressed::DecodedCache;
 use super::data::DataFile;
+use super::filling::is_marked;
 use super::layout::{Layout, Overlap, Part, Structure};
 use super::mapping::be64;
 use super::owners::Owners;
@@ -84,6 +85,10 @@ impl Opening {
             let message = "not a qcow2 image (it does not begin with QFI\\xfb); if it is a raw disk, say format=raw";
             return Err(Error::new(ErrorKind::Invalid, message).briefly(FormatError::NotQcow2.brief()).at_path(path));
         }
+        if is_marked(&first) {
+            let message = "the image was never finished: what filled it was cut short; make it again";
+            return Err(Error::new(ErrorKind::Corrupt, message).at_path(path));
+        }
         let needed = Header::needed_len(&first).map_err(format_error)?;
         let needed = needed.min(usize::try_from(file_len).unwrap_or(usize::MAX));
         let first_cluster = read(needed).await.map_err(|e| Error::io("cannot read the header", e).at_path(path))?;
@@ -91,6 +96,12 @@ impl Opening {
         let mut sector = first_cluster[..needed.min(512)].to_vec();
         sector.resize(512, 0);
         Ok(Self { file, path: path.to_path_buf(), header, sector, file_len })
+    }
+
+    /// Takes another tree for the image's active one. What it says is looked at when the image is finished.
+    pub(super) fn show_tree(&mut self, l1_table: HostOffset, l1_size: u32) {
+        self.header.l1_table_offset = l1_table;
+        self.header.l1_size = l1_size;
     }
 
     pub(crate) fn parsed(&self) -> &Header {
@@ -232,6 +243,7 @@ impl Opening {
             below,
             writable: options.writable,
             corrupt: AtomicBool::new(corrupt),
+            filling: AtomicBool::new(false),
             options,
             flushes: Arc::new(Flushes::new(options.no_flush)),
             l1,

@@ -6,9 +6,11 @@
 
 use std::rc::Rc;
 
+use cowhand_qcow2::{Snapshot, limits};
+
 use super::Image;
-use super::open::Opening;
-use crate::error::Result;
+use super::open::{ImageOptions, Opening};
+use crate::error::{Error, ErrorKind, Result};
 use crate::queue::Queue;
 use crate::sync::Ordering;
 
@@ -29,6 +31,24 @@ impl Image {
         // Version 2 cannot say it in the file.
         image.corrupt.fetch_or(self.is_corrupt(), Ordering::AcqRel);
         image.live = self.live_for(queue, &image).await?;
+        Ok(image)
+    }
+
+    /// The image as it was when the snapshot was taken, for reading. Nobody uses this one any more.
+    pub(crate) async fn as_of_snapshot(&self, queue: &Rc<Queue>, snapshot: &Snapshot) -> Result<Self> {
+        let mut opening = Opening::header(queue, self.file.clone(), &self.path).await?;
+        let size = snapshot.disk_size.unwrap_or(opening.parsed().size);
+        let entries = self.geometry.l1_entries_for(size).max(u64::from(snapshot.l1_size));
+        if entries > limits::L1_TABLE_BYTES_MAX / 8 || size.checked_next_multiple_of(512).is_none() {
+            let message = "the image is damaged: a snapshot's size is more than an L1 table can map";
+            return Err(Error::new(ErrorKind::Corrupt, message).at_path(&self.path));
+        }
+        opening.show_tree(snapshot.l1_table_offset, snapshot.l1_size);
+        let links = (self.backing.clone(), self.external.clone());
+        let options = ImageOptions { writable: false, ..self.options };
+        let mut image = opening.finish_as(queue, links, self.cipher.clone(), options, size).await?;
+        image.flushes = self.flushes.clone();
+        image.grace = self.grace.clone();
         Ok(image)
     }
 }

@@ -123,6 +123,23 @@ impl FileOps for HostFile {
         Ok((start < end).then_some(start..end))
     }
 
+    fn copy_from(&self, (from, from_offset): (&dyn FileOps, u64), offset: u64, len: u64) -> io::Result<u64> {
+        // SAFETY: a number that is no descriptor, or another storage's, gives an error or is a file that `from` has open; it is used in
+        // this call alone, while `from` is borrowed.
+        let from = unsafe { std::os::fd::BorrowedFd::borrow_raw(from.id()) };
+        let (mut from_offset, mut into_offset, mut copied) = (from_offset, offset, 0);
+        while copied < len {
+            let most = usize::try_from(len - copied).unwrap_or(usize::MAX).min(1 << 30);
+            let done =
+                rustix::fs::copy_file_range(from, Some(&mut from_offset), &self.fd, Some(&mut into_offset), most)?;
+            if done == 0 {
+                break;
+            }
+            copied += done as u64;
+        }
+        Ok(copied)
+    }
+
     fn lock(&self, masks: LockMasks) -> Result<(), LockError> {
         lock::lock(self.fd.as_fd(), masks)
     }
@@ -239,6 +256,10 @@ impl Storage for Host {
     fn now(&self) -> Duration {
         let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         Duration::new(t.tv_sec.unsigned_abs(), u32::try_from(t.tv_nsec).unwrap_or(0))
+    }
+
+    fn sleep(&self, time: Duration) {
+        std::thread::sleep(time);
     }
 
     fn date(&self) -> Duration {
