@@ -286,12 +286,6 @@ impl Disk {
         Err(self.broken())
     }
 
-    /// Serves a request of a task on `queue`, which is counted by `number`.
-    pub(crate) async fn perform(&self, queue: &Rc<Queue>, number: usize, request: Request) -> Result<()> {
-        let (_entered, node) = self.enter_when_open(number, &request).await?;
-        self.serve(&node, queue, &request).await
-    }
-
     /// Enters once the gate is open, to look at the topmost layer's metadata.
     pub(crate) async fn enter_to_look(&self, queue: usize) -> Result<(Entered, Arc<Node>)> {
         while self.grace.opened().await {

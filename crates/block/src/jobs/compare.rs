@@ -223,7 +223,7 @@ impl Comparison {
             }
             let data = vec![buffers[which].seg(0, len)];
             let read =
-                self.disks[which].perform(&self.queue, self.numbers[which], Request::Read { offset, data }).await;
+                self.disks[which].request(&self.queue, self.numbers[which], &Request::Read { offset, data }).await;
             read.map_err(|error| (offset, Err(CompareError::Read { second: which == 1, offset, error })))?;
         }
         let [first, second] = buffers;

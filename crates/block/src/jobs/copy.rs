@@ -358,7 +358,7 @@ impl Copy {
 
     async fn read_from(&self, source: &Source, offset: u64, buffer: &Arc<Buffer>, into: Range<usize>) -> Result<()> {
         let data = vec![buffer.seg(into.start, into.len())];
-        source.disk.perform(&self.queue, source.number, Request::Read { offset, data }).await
+        source.disk.request(&self.queue, source.number, &Request::Read { offset, data }).await
     }
 
     /// Reads sector by sector what cannot be read at once; what cannot be read at all is zeros.
@@ -409,7 +409,7 @@ impl Copy {
             true => Request::WriteCompressed { offset, data },
             false => Request::Write { offset, data },
         };
-        self.target.perform(&self.queue, self.number, request).await
+        self.target.request(&self.queue, self.number, &request).await
     }
 
     /// Makes a range of the target zeros; as data, if that was asked for.
@@ -422,7 +422,7 @@ impl Copy {
                 self.write_to_target(offset, zero_segs(len)).await?;
             } else {
                 let request = Request::WriteZeroes { offset, len, unmap: true };
-                self.target.perform(&self.queue, self.number, request).await?;
+                self.target.request(&self.queue, self.number, &request).await?;
             }
             offset += len;
         }
