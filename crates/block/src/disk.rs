@@ -199,6 +199,14 @@ impl Disk {
         layers.map(info).collect()
     }
 
+    /// The files that hold the layers' data, the topmost layer's first.
+    #[must_use]
+    pub fn data_paths(&self) -> Vec<std::path::PathBuf> {
+        let top = self.node();
+        let layers = std::iter::successors(Some(&top), |node| node.backing());
+        layers.map(|node| node.data_path().to_path_buf()).collect()
+    }
+
     /// A queue of requests, to be used by the calling thread alone.
     ///
     /// # Errors

@@ -56,6 +56,14 @@ impl Node {
         }
     }
 
+    /// That file's name.
+    pub(crate) fn data_path(&self) -> &Path {
+        match self {
+            Self::Raw(raw) => &raw.path,
+            Self::Qcow2(image) => image.data_path(),
+        }
+    }
+
     pub(crate) fn backing(&self) -> Option<&Arc<Node>> {
         match self {
             Self::Raw(_) => None,

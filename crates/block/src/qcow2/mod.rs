@@ -189,6 +189,11 @@ impl Image {
         &self.path
     }
 
+    /// The file that holds guest data.
+    pub(crate) fn data_path(&self) -> &Path {
+        self.external.as_ref().map_or(&self.path, |external| &external.path)
+    }
+
     pub(crate) fn cluster_size(&self) -> u64 {
         self.geometry.cluster_bits.size()
     }
