@@ -87,7 +87,7 @@ fn copies_what_there_is_and_nothing_else() {
         fill_some(&source);
         let target = room.image("/target", &params(bits));
         let options = CopyOptions { compressed, out_of_order, workers, target_is_zero: true, ..CopyOptions::default() };
-        copy(&[source.clone()], &target, &options, None).unwrap();
+        copy(std::slice::from_ref(&source), &target, &options, None).unwrap();
         assert_eq!(same(&source, &target), Verdict::Same, "{bits} {compressed}");
         let most = if bits == 21 { SIZE } else { 5 << 16 };
         assert!(allocated(&target) <= most, "{bits}: {} bytes", allocated(&target));
@@ -116,7 +116,7 @@ fn zeros_become_data_when_nothing_is_to_be_left_out() {
     fill(&source, 0..65536, 1);
     let target = room.image("/target", &params(16));
     let options = CopyOptions { target_is_zero: true, sparse: 0, ..CopyOptions::default() };
-    copy(&[source.clone()], &target, &options, None).unwrap();
+    copy(std::slice::from_ref(&source), &target, &options, None).unwrap();
     assert_eq!((allocated(&target), same(&source, &target)), (SIZE, Verdict::Same));
 }
 
@@ -127,7 +127,7 @@ fn what_a_target_held_before_is_overwritten_by_zeros() {
     fill_some(&source);
     let target = room.image("/target", &params(16));
     fill(&target, 0..SIZE, 7);
-    copy(&[source.clone()], &target, &CopyOptions::default(), None).unwrap();
+    copy(std::slice::from_ref(&source), &target, &CopyOptions::default(), None).unwrap();
     assert_eq!(same(&source, &target), Verdict::Same);
 }
 
@@ -146,7 +146,7 @@ fn over_a_backing_file_only_the_topmost_layer_is_copied() {
     fill(&source, 65536..131_072, 2);
     request(&source, Request::WriteZeroes { offset: 1 << 18, len: 65536, unmap: true }).unwrap();
     let options = CopyOptions { over_backing: true, ..CopyOptions::default() };
-    copy(&[source.clone()], &target, &options, None).unwrap();
+    copy(std::slice::from_ref(&source), &target, &options, None).unwrap();
     assert_eq!((allocated(&target), same(&source, &target)), (65536, Verdict::Same));
 }
 
@@ -217,7 +217,7 @@ fn what_cannot_be_read_ends_the_copy_or_is_told_and_zero() {
     let source = damaged(&room);
     let target = room.image("/target", &params(16));
     let options = CopyOptions { target_is_zero: true, ..CopyOptions::default() };
-    let error = copy(&[source.clone()], &target, &options, None).unwrap_err();
+    let error = copy(std::slice::from_ref(&source), &target, &options, None).unwrap_err();
     assert_eq!((error.doing, error.offset), (Doing::Reading, 0));
 
     let target = room.image("/salvaged", &params(16));
