@@ -10,6 +10,11 @@ use crate::qcow2::create::{Preallocation, create_image};
 use crate::request::{RequestQueue, Wait};
 use crate::spec::{DiskSpec, Format};
 
+const BIG: u64 = 8 << 20;
+
+/// What it is, its size, what is written to it, and what is found, strictly too.
+type Case = (&'static str, u64, &'static [(u64, usize, u8)], Verdict, Verdict);
+
 fn disk(storage: &Arc<dyn Storage>, name: &str, size: u64, writes: &[(u64, usize, u8)]) -> Arc<Disk> {
     create_image(storage, Path::new(name), &CreateParams::new(size), Preallocation::Off).unwrap();
     let policy = OpenPolicy { storage: storage.clone(), ..OpenPolicy::host() };
@@ -28,31 +33,31 @@ fn disk(storage: &Arc<dyn Storage>, name: &str, size: u64, writes: &[(u64, usize
 #[test]
 fn the_first_difference_counts() {
     let storage: Arc<dyn Storage> = Arc::new(World::orderly());
-    let big = 8 << 20;
-    let one = disk(&storage, "/1", big, &[(0, 1 << 20, 1), (5 << 20, 65536, 1)]);
-    let cases: [(&str, u64, &[(u64, usize, u8)], Verdict, Verdict); 7] = [
-        ("same", big, &[(0, 1 << 20, 1), (5 << 20, 65536, 1)], Verdict::Same, Verdict::Same),
+
+    let one = disk(&storage, "/1", BIG, &[(0, 1 << 20, 1), (5 << 20, 65536, 1)]);
+    let cases: [Case; 7] = [
+        ("same", BIG, &[(0, 1 << 20, 1), (5 << 20, 65536, 1)], Verdict::Same, Verdict::Same),
         (
             "data",
-            big,
+            BIG,
             &[(0, 1 << 20, 1), (1024, 512, 2), (5 << 20, 65536, 2)],
             Verdict::Content(1024),
             Verdict::Content(1024),
         ),
-        ("missing", big, &[(0, 1 << 20, 1)], Verdict::Content(5 << 20), Verdict::Allocation(5 << 20)),
+        ("missing", BIG, &[(0, 1 << 20, 1)], Verdict::Content(5 << 20), Verdict::Allocation(5 << 20)),
         (
             "zeros",
-            big,
+            BIG,
             &[(0, 1 << 20, 1), (2 << 20, 65536, 0), (5 << 20, 65536, 1)],
             Verdict::Same,
             Verdict::Allocation(2 << 20),
         ),
-        ("larger", big + 512, &[(0, 1 << 20, 1), (5 << 20, 65536, 1)], Verdict::Same, Verdict::Size),
+        ("larger", BIG + 512, &[(0, 1 << 20, 1), (5 << 20, 65536, 1)], Verdict::Same, Verdict::Size),
         (
             "data behind",
-            big + 4096,
-            &[(0, 1 << 20, 1), (5 << 20, 65536, 1), (big + 1024, 512, 1)],
-            Verdict::Content(big + 1024),
+            BIG + 4096,
+            &[(0, 1 << 20, 1), (5 << 20, 65536, 1), (BIG + 1024, 512, 1)],
+            Verdict::Content(BIG + 1024),
             Verdict::Size,
         ),
         ("smaller", 1 << 20, &[(0, 1 << 20, 1)], Verdict::Content(5 << 20), Verdict::Size),
