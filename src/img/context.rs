@@ -98,6 +98,11 @@ impl Context {
         eprintln!("{}: warning: {message}", self.program);
     }
 
+    /// What is said of arguments that a subcommand cannot take.
+    pub(crate) fn usage(&self, subcommand: &str, message: &str) -> Failure {
+        Failure::new(format!("{message}\nTry '{} {subcommand} --help' for more info", self.program))
+    }
+
     /// What is said of an image that cannot be opened.
     pub(crate) fn cannot_open(name: &str, reason: &str) -> Failure {
         Failure::new(format!("Could not open '{name}': {reason}"))
@@ -108,7 +113,8 @@ impl Context {
         self.spec_or_reason(name, how).map_err(|reason| Self::cannot_open(name, &reason))
     }
 
-    fn spec_or_reason(&self, name: &str, how: &How<'_>) -> Result<DiskSpec, String> {
+    /// The same, for those who say in other words what cannot be opened.
+    pub(super) fn spec_or_reason(&self, name: &str, how: &How<'_>) -> Result<DiskSpec, String> {
         let base = DiskSpec {
             readonly: !how.write,
             lock: !how.force_share,

@@ -9,6 +9,8 @@
 #![allow(dead_code, reason = "what subcommands share comes before the last of them")]
 
 mod context;
+mod create;
+mod create_options;
 mod options;
 mod resize;
 mod secrets;
@@ -19,7 +21,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use cowhand_block::OpenPolicy;
 
@@ -67,16 +69,20 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Create(create::Args),
     Resize(resize::Args),
 }
 
 /// Runs the tool with `words`, the program's own name among them first; gives the exit status.
 pub(crate) fn main(words: Vec<OsString>, name: Name) -> ExitCode {
     let command = Cli::command().name(name.text()).bin_name(name.text()).version(VERSION);
+    let subcommands: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_string()).collect();
+    let subcommand =
+        words.iter().skip(1).find_map(|word| subcommands.iter().find(|name| word == name.as_str())).cloned();
     let parsed = command.try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) => return usage(&error, name),
+        Err(error) => return usage(&error, name, subcommand.as_deref()),
     };
     // As qemu-img it opens what images name, wherever that lies, since that is what its callers rely on.
     let (probe, allow_dirs) = match name {
@@ -87,6 +93,7 @@ pub(crate) fn main(words: Vec<OsString>, name: Name) -> ExitCode {
     let policy = OpenPolicy { allow_dirs, probe, ..OpenPolicy::host() };
     let cx = Context::new(name.text(), policy);
     let result = match cli.command {
+        Command::Create(args) => create::run(&args, &cx),
         Command::Resize(args) => resize::run(&args, &cx),
     };
     match result {
@@ -99,7 +106,7 @@ pub(crate) fn main(words: Vec<OsString>, name: Name) -> ExitCode {
 }
 
 /// Says in one line what is wrong with the arguments, or shows the help that was asked for.
-fn usage(error: &clap::Error, name: Name) -> ExitCode {
+fn usage(error: &clap::Error, name: Name, subcommand: Option<&str>) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             // A closed pipe is no failure of the help.
@@ -112,10 +119,30 @@ fn usage(error: &clap::Error, name: Name) -> ExitCode {
         }
         _ => {}
     }
-    let text = error.to_string();
-    let lines: Vec<_> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
-    eprintln!("{}: {}", name.text(), lines.join(" ").trim_start_matches("error: "));
-    eprintln!("Try '{} --help' for more information", name.text());
+    let name = name.text();
+    let invalid = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) if error.kind() == ErrorKind::UnknownArgument => Some(word.as_str()),
+        _ => None,
+    };
+    // In the words that callers of the old tool know.
+    match (invalid, subcommand) {
+        (Some(word), Some(subcommand)) if word.starts_with("--") => {
+            eprintln!("{name} {subcommand}: unrecognized option '{word}'");
+        }
+        (Some(word), Some(subcommand)) if word.starts_with('-') => {
+            eprintln!("{name} {subcommand}: invalid option -- '{}'", word.trim_start_matches('-'));
+        }
+        (Some(word), _) => eprintln!("{name}: Unexpected argument: {word}"),
+        (None, _) => {
+            let text = error.to_string();
+            let lines: Vec<_> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+            eprintln!("{name}: {}", lines.join(" ").trim_start_matches("error: "));
+        }
+    }
+    match subcommand {
+        Some(subcommand) => eprintln!("Try '{name} {subcommand} --help' for more info"),
+        None => eprintln!("Try '{name} --help' for more information"),
+    }
     ExitCode::FAILURE
 }
 

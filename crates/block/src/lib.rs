@@ -54,7 +54,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use inspect::{ImageInfo, Qcow2Info, inspect};
 pub use overlay::{Overlay, OverlayOptions, OverlaySource, snapshot_disks};
 pub use probe::probe_format;
-pub use qcow2::create::{Preallocation, create_image};
+pub use qcow2::create::{Preallocation, create_image, create_image_over, create_raw_over};
 pub use request::{Event, Limits, Request, RequestQueue, Wait};
 pub use spec::{Backing, Cache, DiskSpec, Format, FormatError, SpecError};
 pub use status::{Content, Extent, Extents};

@@ -10,8 +10,9 @@ use cowhand_qcow2::{
 use crate::chain;
 use crate::disk::{block_on, blocking_driver};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Barrier, Buffer, File, Storage, zero_segs};
+use crate::io::{Barrier, Buffer, File, OpenMode, Storage, zero_segs};
 use crate::queue::Queue;
+use crate::spec::{DiskSpec, Format};
 use crate::sync::Arc;
 
 /// How many zeros are written at once.
@@ -53,7 +54,118 @@ pub fn create_image(
     params: &CreateParams,
     preallocation: Preallocation,
 ) -> Result<()> {
-    let io_error = |what: &'static str| move |e: std::io::Error| Error::io(what, e).at_path(path);
+    make_image(storage, path, params, preallocation, Existing::Refuse)
+}
+
+/// The same in place of files that are there already, whose content is lost. They are locked as for writing, so that nobody loses what
+/// he uses.
+///
+/// # Errors
+/// The options contradict each other, or another process uses a file: nothing has changed then. The host's: a file that was there
+/// is no image then, and one that was not is removed.
+pub fn create_image_over(
+    storage: &Arc<dyn Storage>,
+    path: &Path,
+    params: &CreateParams,
+    preallocation: Preallocation,
+) -> Result<()> {
+    make_image(storage, path, params, preallocation, Existing::Replace)
+}
+
+/// Makes a raw image of `size` bytes, a multiple of 512 or not, in place of a file that is there already (whose content is lost) or
+/// anew. Of a block device nothing changes: it has to be large enough.
+///
+/// # Errors
+/// Metadata is asked for, which raw images have none of; another process uses the file; the host's.
+pub fn create_raw_over(storage: &Arc<dyn Storage>, path: &Path, size: u64, preallocation: Preallocation) -> Result<()> {
+    if preallocation == Preallocation::Metadata {
+        let message = "a raw disk has no metadata to preallocate (off, falloc and full it knows)";
+        return Err(Error::new(ErrorKind::Invalid, message).at_path(path));
+    }
+    let queue = Queue::new(blocking_driver(storage)?);
+    let mut made = Made { storage, existing: Existing::Replace, paths: Vec::new() };
+    let result = made.open(path).and_then(|file| {
+        let task = {
+            let (queue, file, path) = (queue.clone(), file.clone(), path.to_path_buf());
+            async move {
+                let io_error = |e: std::io::Error| Error::io("cannot write", e).at_path(&path);
+                if !file.traits().block_device {
+                    queue.set_length(&file, 0).await.map_err(io_error)?;
+                }
+                set_length(&queue, &file, &path, size).await?;
+                take_space(&queue, &file, 0, size, preallocation).await.map_err(io_error)?;
+                queue.flush(&file, Barrier::Create).await.map_err(io_error)
+            }
+        };
+        let written = block_on(&queue, task);
+        file.unlock();
+        written
+    });
+    result.and_then(|()| made.sync()).inspect_err(|_| made.undo())
+}
+
+/// What becomes of a file that is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Existing {
+    Refuse,
+    Replace,
+}
+
+/// The files of an image that is being made.
+struct Made<'a> {
+    storage: &'a Arc<dyn Storage>,
+    existing: Existing,
+    /// Those that were not there before.
+    paths: Vec<PathBuf>,
+}
+
+impl Made<'_> {
+    /// Makes a file, or takes the one that is there, locked.
+    fn open(&mut self, path: &Path) -> Result<File> {
+        if self.existing == Existing::Replace {
+            let spec = DiskSpec::new(path, Format::Raw);
+            let opened = self.storage.open(path, OpenMode { write: true, direct: false });
+            match opened {
+                Ok(file) => {
+                    chain::lock(&file, path, true, &spec)?;
+                    return Ok(file);
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::io("Could not create file", e).at_path(path)),
+            }
+        }
+        let file = self.storage.create(path).map_err(|e| Error::io("Could not create file", e).at_path(path))?;
+        self.paths.push(path.to_path_buf());
+        Ok(file)
+    }
+
+    /// Makes the directory entries durable.
+    fn sync(&self) -> Result<()> {
+        for path in &self.paths {
+            let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let synced = self.storage.sync_dir(dir);
+            synced.map_err(|e| Error::io("cannot make the directory entry durable", e).at_path(path))?;
+        }
+        Ok(())
+    }
+
+    /// Removes what was made: what went wrong is what matters, and a file that stays has no header, and is no image.
+    fn undo(&self) {
+        for path in &self.paths {
+            let _ = self.storage.remove(path);
+        }
+    }
+}
+
+fn make_image(
+    storage: &Arc<dyn Storage>,
+    path: &Path,
+    params: &CreateParams,
+    preallocation: Preallocation,
+    existing: Existing,
+) -> Result<()> {
+    // Before anything is touched.
+    check(path, params, preallocation)?;
     let queue = Queue::new(blocking_driver(storage)?);
     let data_path = match &params.data_file {
         None => None,
@@ -62,45 +174,63 @@ pub fn create_image(
             Error::new(ErrorKind::Invalid, message).at_path(path)
         })?),
     };
-    let file = storage.create(path).map_err(io_error("cannot create"))?;
-    let mut paths = vec![path.to_path_buf()];
-    let made = make_files(storage, &queue, file, data_path, &mut paths, params, preallocation);
-    if made.is_err() {
-        // What went wrong is what matters; a file that stays has no header, and is no image.
-        for path in paths {
-            let _ = storage.remove(&path);
+    let mut made = Made { storage, existing, paths: Vec::new() };
+    let result = made.open(path).and_then(|file| {
+        let data = data_path.as_deref().map(|path| made.open(path)).transpose()?;
+        let task = {
+            let (queue, path, params) = (queue.clone(), path.to_path_buf(), params.clone());
+            let (file, data) = (file.clone(), data.clone());
+            async move {
+                for old in [Some(&file), data.as_ref()].into_iter().flatten() {
+                    if !old.traits().block_device {
+                        let emptied = queue.set_length(old, 0).await;
+                        emptied.map_err(|e| Error::io("cannot empty the file", e).at_path(&path))?;
+                    }
+                }
+                create_with(&queue, (&file, data.as_ref()), &path, &params, preallocation, false).await
+            }
+        };
+        let written = block_on(&queue, task);
+        file.unlock();
+        if let Some(data) = &data {
+            data.unlock();
         }
-    }
-    made
+        written
+    });
+    result.and_then(|()| made.sync()).inspect_err(|_| made.undo())
 }
 
-/// Makes an image in `file`, the first of `paths`; what else is made is added to them.
-fn make_files(
-    storage: &Arc<dyn Storage>,
-    queue: &Rc<Queue>,
-    file: File,
-    data_path: Option<PathBuf>,
-    paths: &mut Vec<PathBuf>,
-    params: &CreateParams,
-    preallocation: Preallocation,
-) -> Result<()> {
-    let data = match data_path {
-        None => None,
-        Some(path) => {
-            let data = storage.create(&path).map_err(|e| Error::io("cannot create the data file", e).at_path(&path))?;
-            paths.push(path);
-            Some(data)
-        }
+/// Why there can be no such image, as far as that can be told before.
+fn check(path: &Path, params: &CreateParams, preallocation: Preallocation) -> Result<(Header, Plan, Preallocation)> {
+    let invalid = |message: &str| Error::new(ErrorKind::Invalid, message).at_path(path);
+    let header = params.header().map_err(|e| invalid(&e.to_string()))?;
+    if preallocation != Preallocation::Off && params.backing.is_some() && !params.extended_l2 {
+        return Err(invalid("Backing file and preallocation can only be used at the same time if extended_l2 is on"));
+    }
+    // What is to read as the disk by itself has all of it mapped. (Sharp edge 41.)
+    let preallocation = match preallocation {
+        Preallocation::Off if params.data_file_raw => Preallocation::Metadata,
+        asked => asked,
     };
-    let task = {
-        let (queue, path, params) = (queue.clone(), paths[0].clone(), params.clone());
-        async move { create_with(&queue, (&file, data.as_ref()), &path, &params, preallocation, false).await }
-    };
-    block_on(queue, task)?;
-    for path in paths {
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let synced = storage.sync_dir(dir);
-        synced.map_err(|e| Error::io("cannot make the directory entry durable", e).at_path(&path))?;
+    let plan = Plan::new(&header, preallocation);
+    if header.cluster_bits.size() * plan.tables > limits::REFCOUNT_TABLE_BYTES_MAX {
+        return Err(invalid(
+            "the refcounts of so large an image would not fit; take larger clusters or narrower refcounts",
+        ));
+    }
+    Ok((header, plan, preallocation))
+}
+
+/// Makes a file this long. A block device has to be.
+async fn set_length(queue: &Rc<Queue>, file: &File, path: &Path, len: u64) -> Result<()> {
+    let io_error = |e: std::io::Error| Error::io("Could not resize file", e).at_path(path);
+    if !file.traits().block_device {
+        return queue.set_length(file, len).await.map_err(io_error);
+    }
+    let has = file.length().map_err(io_error)?;
+    if has < len {
+        let message = format!("the block device is too small: it has {has} bytes, and {len} are needed");
+        return Err(Error::new(ErrorKind::NoSpace, message).at_path(path));
     }
     Ok(())
 }
@@ -177,24 +307,9 @@ pub(crate) async fn create_with(
 ) -> Result<()> {
     let format_error = |e: FormatError| Error::new(ErrorKind::Invalid, e.to_string()).at_path(path);
     let io_error = |e: std::io::Error| Error::io("cannot write", e).at_path(path);
-    let mut header = params.header().map_err(format_error)?;
-    let refuse = |kind, message: &str| Err(Error::new(kind, message).at_path(path));
-    if preallocation != Preallocation::Off && params.backing.is_some() && !params.extended_l2 {
-        let message = "space cannot be preallocated over a backing file, which it would hide";
-        return refuse(ErrorKind::Invalid, message);
-    }
-    // What is to read as the disk by itself has all of it mapped. (Sharp edge 41.)
-    let preallocation = match preallocation {
-        Preallocation::Off if params.data_file_raw => Preallocation::Metadata,
-        asked => asked,
-    };
+    let (mut header, plan, preallocation) = check(path, params, preallocation)?;
     let bits = header.cluster_bits;
-    let plan = Plan::new(&header, preallocation);
     let place = |cluster: u64| HostOffset::new(cluster << bits.bits());
-    if bits.size() * plan.tables > limits::REFCOUNT_TABLE_BYTES_MAX {
-        let message = "the refcounts of so large an image would not fit; take larger clusters or narrower refcounts";
-        return refuse(ErrorKind::Invalid, message);
-    }
     header.refcount_table_offset = place(1);
     // Bounded just above.
     header.refcount_table_clusters = plan.tables as u32;
@@ -225,12 +340,12 @@ pub(crate) async fn create_with(
     if plan.l2 > 0 {
         queue.write_buffer(file, header.l1_table_offset.get(), l1).await.map_err(io_error)?;
     }
-    queue.set_length(file, place(plan.total()).get()).await.map_err(io_error)?;
+    set_length(queue, file, path, place(plan.total()).get()).await?;
     take_space(queue, file, place(plan.first_data()).get(), plan.data << bits.bits(), preallocation)
         .await
         .map_err(io_error)?;
     if let Some(data_file) = data_file {
-        queue.set_length(data_file, header.size).await.map_err(io_error)?;
+        set_length(queue, data_file, path, header.size).await?;
         take_space(queue, data_file, 0, header.size, preallocation).await.map_err(io_error)?;
         if !no_flush {
             queue.flush(data_file, Barrier::Create).await.map_err(io_error)?;

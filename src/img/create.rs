@@ -1,0 +1,152 @@
+//! `create`: makes a new image.
+
+use std::path::Path;
+
+use clap::Parser;
+use cowhand_block::{Backing, Format, create_image_over, create_raw_over};
+
+use super::create_options::{CreateOptions, NewImage, creatable, help};
+use super::options::Options;
+use super::units::{SizeError, parse_size};
+use super::{Context, Failure, How};
+
+/// Makes a new image
+#[derive(Parser)]
+#[command(after_help = "\
+Examples:
+  cowhand img create -f qcow2 disk.qcow2 20G
+  cowhand img create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2
+  cowhand img create -f qcow2 -o help")]
+pub(super) struct Args {
+    /// An object that defines a secret: secret,id=ID,file=PATH
+    #[arg(long, value_name = "OBJECT")]
+    object: Vec<String>,
+    /// Says nothing but errors
+    #[arg(short)]
+    quiet: bool,
+    /// The format of the image: qcow2 or raw
+    #[arg(short = 'f', value_name = "FORMAT", default_value = "raw")]
+    format: String,
+    /// The backing file: what the image does not have is read from there
+    #[arg(short = 'b', value_name = "FILE")]
+    backing: Option<String>,
+    /// The backing file's format
+    #[arg(short = 'F', value_name = "FORMAT")]
+    backing_format: Option<String>,
+    /// Does not look at the backing file
+    #[arg(short = 'u')]
+    unsafe_mode: bool,
+    /// Options of the format: KEY=VALUE,…; `help` lists them
+    #[arg(short = 'o', value_name = "OPTIONS", allow_hyphen_values = true)]
+    options: Vec<String>,
+    /// The image
+    file: Option<String>,
+    /// Its virtual size: bytes, or with k, M, G, T, P or E; the backing file's if it is not given
+    size: Option<String>,
+}
+
+pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
+    cx.take_objects(&args.object)?;
+    let mut options = Options::parse(&args.options).map_err(Failure::new)?;
+    if options.asks_for_help() {
+        let format = creatable(&args.format).map_err(Failure::new)?;
+        print!("{}", help(format, args.file.is_some()));
+        return Ok(0);
+    }
+    let Some(name) = &args.file else {
+        return Err(cx.usage("create", "Expecting image file name"));
+    };
+    let of_image = |message: String| Failure::new(format!("{name}: {message}"));
+    let size = args.size.as_deref().map(positional_size).transpose()?;
+    let format = creatable(&args.format).map_err(of_image)?;
+    for (key, value) in [("backing_file", &args.backing), ("backing_fmt", &args.backing_format)] {
+        if let Some(value) = value {
+            if format == Format::Raw {
+                let what = if key == "backing_file" { "Backing file" } else { "Backing file format" };
+                return Err(of_image(format!("{what} not supported for file format 'raw'")));
+            }
+            options.set(key, value);
+        }
+    }
+    let mut options = CreateOptions::new(format, &options).map_err(of_image)?;
+    if let (Some(_), Some(_)) = (size, options.size()) {
+        return Err(of_image("The image size must be specified only once".into()));
+    }
+    let size = size.or(options.size());
+    let size = backing_size(&options, name, size, args.unsafe_mode, cx).map_err(of_image)?.or(size);
+    let size = size.ok_or_else(|| of_image("Image creation needs a size parameter".into()))?;
+    options.set("size", &size.to_string());
+    if !args.quiet {
+        println!("Formatting '{name}', {}", options.shown());
+    }
+    make(&options, size, name, cx).map_err(of_image)?;
+    Ok(0)
+}
+
+/// Makes the image that is called `name`.
+pub(super) fn make(options: &CreateOptions, size: u64, name: &str, cx: &Context) -> Result<(), String> {
+    let path = cowhand_block::options::plain_name(name);
+    let made = match options.image(size)? {
+        NewImage::Raw { size, preallocation } => create_raw_over(&cx.policy.storage, &path, size, preallocation),
+        NewImage::Qcow2 { params, preallocation } => {
+            create_image_over(&cx.policy.storage, &path, &params, preallocation)
+        }
+    };
+    made.map_err(|e| if e.path() == Some(&path) { e.reason() } else { e.to_string() })
+}
+
+fn positional_size(text: &str) -> Result<u64, Failure> {
+    let too_large = || Failure::new("Invalid image size specified. Must be between 0 and 9223372036854775807.");
+    if text.strip_prefix('-').is_some_and(|rest| parse_size(rest, 1).is_ok()) {
+        return Err(too_large());
+    }
+    parse_size(text, 1).map_err(|e| match e {
+        SizeError::TooLarge => too_large(),
+        SizeError::Malformed => Failure::new(format!("Invalid image size specified: '{text}'.")),
+    })
+}
+
+/// Looks at the backing file, unless it is not to be looked at and need not be; gives its size.
+fn backing_size(
+    options: &CreateOptions,
+    name: &str,
+    size: Option<u64>,
+    unsafe_mode: bool,
+    cx: &Context,
+) -> Result<Option<u64>, String> {
+    let Some(backing) = options.get("backing_file") else { return Ok(None) };
+    if backing.is_empty() {
+        return Err("Expected backing file name, got empty string".into());
+    }
+    let format = options.get("backing_fmt");
+    if let Some(format) = format {
+        format.parse::<Format>().map_err(|e| format!("{e}\nCould not open backing image."))?;
+    }
+    // Relative to the image, as it will be read.
+    let dir = Path::new(name).parent().unwrap_or(Path::new(""));
+    let full = match backing.strip_prefix("json:") {
+        Some(_) => backing.to_string(),
+        None => dir.join(cowhand_block::options::plain_name(backing)).to_string_lossy().into_owned(),
+    };
+    if full == name {
+        return Err("Error: Trying to create an image with the same filename as the backing file".into());
+    }
+    if unsafe_mode && format.is_none() {
+        return Err("Backing file specified without backing format".into());
+    }
+    if unsafe_mode {
+        return Ok(None);
+    }
+    let how = How { format, guess: true, backing: Backing::Alone, ..How::default() };
+    let could_not = |e: String| format!("{e}\nCould not open backing image.");
+    let spec = cx.spec_or_reason(&full, &how).map_err(could_not)?;
+    if format.is_none() {
+        let detected = spec.format;
+        return Err(format!("Backing file specified without backing format\nDetected format of {detected}."));
+    }
+    // All below it too: what cannot be read now cannot be read later.
+    let spec = cowhand_block::DiskSpec { backing: Backing::Header, ..spec };
+    let disk =
+        cowhand_block::Disk::open(&spec, &cx.policy).map_err(|e| could_not(super::context::reason(&e, &spec)))?;
+    Ok(size.is_none().then(|| disk.size()))
+}
