@@ -78,6 +78,16 @@ impl Layer {
 
 /// Opens a disk's layers and connects them.
 pub(crate) async fn open(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy) -> Result<Arc<Node>> {
+    open_over(queue, spec, policy, None).await
+}
+
+/// The same down to a layer that is open already, with all that is below it; without it the chain is not opened.
+pub(crate) async fn open_over(
+    queue: &Rc<Queue>,
+    spec: &DiskSpec,
+    policy: &OpenPolicy,
+    base: Option<&Arc<Node>>,
+) -> Result<Arc<Node>> {
     let writable = !spec.readonly && !spec.ephemeral;
     let top = open_file(policy, &spec.path, writable, spec)?;
     if spec.format == Format::Raw && !spec.force_raw {
@@ -88,13 +98,27 @@ pub(crate) async fn open(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy
     // Those of the layers that are described, from the topmost down.
     let mut described = vec![spec];
     // Downwards, opening; then upwards, connecting: a deep chain needs no deep stack.
-    while let Some((next, given)) = below(queue, &layers, &described, policy).await? {
-        layers.push(next);
-        described.extend(given);
-    }
     let mut node: Option<Arc<Node>> = None;
-    let mut files =
-        Files { known: layers.iter().map(|layer| layer.file.traits().identity).collect(), written: writable };
+    while let Some(next) = below(queue, &layers, (&described[..], base), policy).await? {
+        match next {
+            Below::Opened(next, given) => {
+                layers.push(*next);
+                described.extend(given);
+            }
+            Below::Base(base) => {
+                node = Some(base);
+                break;
+            }
+        }
+    }
+    if node.is_none() && base.is_some() {
+        let message = "the image below it has changed meanwhile";
+        return Err(Error::new(ErrorKind::Invalid, message).at_path(&spec.path));
+    }
+    let mut known: Vec<_> = layers.iter().map(|layer| layer.file.traits().identity).collect();
+    let open_already = std::iter::successors(base.map(|base| &**base), |node| node.backing().map(|node| &**node));
+    known.extend(open_already.flat_map(|node| [node.file(), node.data_file()]).map(|file| file.traits().identity));
+    let mut files = Files { known, written: writable };
     let cache_below = metadata_cache_below(spec, layers.len());
     while let Some(layer) = layers.pop() {
         let is_top = layers.is_empty() && !spec.ephemeral;
@@ -115,7 +139,7 @@ pub(crate) async fn open(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy
 }
 
 /// The disk's secret, if it has one.
-fn secret(spec: &DiskSpec, policy: &OpenPolicy) -> Result<Option<Secret>> {
+pub(crate) fn secret(spec: &DiskSpec, policy: &OpenPolicy) -> Result<Option<Secret>> {
     let Some(source) = &spec.secret else { return Ok(None) };
     if let SecretSource::Known(secret) = source {
         return Ok(Some(secret.clone()));
@@ -257,14 +281,21 @@ async fn overlay(queue: &Rc<Queue>, node: Arc<Node>, spec: &DiskSpec, policy: &O
     Ok(Arc::new(Node::Qcow2(Box::new(image))))
 }
 
-/// The layer below the last one, if there is one, and how it was described, if it was. `described` has the layers that were, the topmost
-/// first.
+/// The layer below another one.
+enum Below<'a> {
+    /// And how it was described, if it was.
+    Opened(Box<Layer>, Option<&'a DiskSpec>),
+    /// It is open already.
+    Base(Arc<Node>),
+}
+
+/// The layer below the last one, if there is one. `described` has the layers that were, the topmost first.
 async fn below<'a>(
     queue: &Rc<Queue>,
     layers: &[Layer],
-    described: &[&'a DiskSpec],
+    (described, base): (&[&'a DiskSpec], Option<&Arc<Node>>),
     policy: &OpenPolicy,
-) -> Result<Option<(Layer, Option<&'a DiskSpec>)>> {
+) -> Result<Option<Below<'a>>> {
     let ([.., last], Some(spec)) = (layers, described.first()) else { return Ok(None) };
     let Unconnected::Qcow2(opening) = &last.image else { return Ok(None) };
     let of_last = described.get(layers.len() - 1);
@@ -303,13 +334,16 @@ async fn below<'a>(
         let message = format!("the backing chain loops: {} is in it twice", path.display());
         return Err(Error::new(ErrorKind::Corrupt, message).at_path(&last.path));
     }
+    if let Some(base) = base.filter(|base| base.file().traits().identity == identity) {
+        return Ok(Some(Below::Base(base.clone())));
+    }
     lock(&file, &path, false, spec).map_err(in_words)?;
     let format = match format {
         Some(format) => format,
         None => probe(queue, &path, &file).await.map_err(in_words)?,
     };
     let layer = Layer::new(queue, path, file, (format, secret(spec, policy)?)).await.map_err(in_words)?;
-    Ok(Some((layer, given)))
+    Ok(Some(Below::Opened(Box::new(layer), given)))
 }
 
 fn backing_format(name: &str, layer: &Layer) -> Result<Format> {

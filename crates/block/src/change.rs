@@ -23,6 +23,7 @@ use cowhand_qcow2::Snapshot;
 use crate::disk::{Disk, block_on, blocking_driver, check_size};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Barrier;
+use crate::jobs::rebase::NewBacking;
 use crate::node::Node;
 use crate::qcow2::Image;
 use crate::qcow2::create::Preallocation;
@@ -235,6 +236,25 @@ impl Disk {
         self.replace(Arc::new(Node::Qcow2(Box::new(shown))));
         drop(closed);
         Ok(())
+    }
+
+    /// Takes everything out of the topmost image, so that the disk shows what its backing file has.
+    pub(crate) async fn make_empty_on(&self, queue: &Rc<Queue>) -> Result<()> {
+        let _changes = self.changes().lock().await;
+        self.change(queue, async |image| image.make_empty(queue).await).await
+    }
+
+    /// Names another backing file in the topmost image's header.
+    pub(crate) async fn set_backing_on(&self, queue: &Rc<Queue>, backing: &NewBacking) -> Result<()> {
+        let _changes = self.changes().lock().await;
+        let (name, format) = (backing.name.as_deref(), backing.format.as_deref());
+        self.change(queue, async |image| image.set_backing(queue, name, format).await).await
+    }
+
+    /// Makes a change of the topmost image that concerns nothing but its file.
+    pub(crate) async fn alter_on(&self, queue: &Rc<Queue>, work: impl AsyncFnOnce(&Image) -> Result<()>) -> Result<()> {
+        let _changes = self.changes().lock().await;
+        self.change(queue, work).await
     }
 
     fn with_snapshots<'a>(&self, node: &'a Node) -> Result<&'a Image> {

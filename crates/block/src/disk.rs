@@ -85,9 +85,25 @@ impl Disk {
         })
     }
 
+    /// Opens the disk of which `base`, open already, is a layer below: that layer is used as it is.
+    pub(crate) fn open_over(spec: &DiskSpec, policy: &OpenPolicy, base: &Arc<Self>) -> Result<Arc<Self>> {
+        let queue = Queue::new(blocking_driver(&policy.storage)?);
+        block_on(&queue, {
+            let (queue, spec, policy, base) = (queue.clone(), spec.clone(), policy.clone(), base.node());
+            async move {
+                let node = chain::open_over(&queue, &spec, &policy, Some(&base)).await?;
+                Self::of_node(&queue, node, &spec, &policy).await
+            }
+        })
+    }
+
     /// Opens a disk with the operations of `queue`.
     pub(crate) async fn open_on(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy) -> Result<Arc<Self>> {
         let node = chain::open(queue, spec, policy).await?;
+        Self::of_node(queue, node, spec, policy).await
+    }
+
+    async fn of_node(queue: &Rc<Queue>, node: Arc<Node>, spec: &DiskSpec, policy: &OpenPolicy) -> Result<Arc<Self>> {
         check_size(spec, node.size())?;
         node.begin_writing(queue).await?;
         Ok(Arc::new(Self {
@@ -139,6 +155,11 @@ impl Disk {
 
     pub(crate) fn policy(&self) -> &OpenPolicy {
         &self.policy
+    }
+
+    /// What it was opened with, if it is encrypted.
+    pub(crate) fn secret(&self) -> Result<Option<crate::secret::Secret>> {
+        chain::secret(&self.spec, &self.policy)
     }
 
     /// Refuses if a change was cut short, so that what is in memory may not fit the file, and if the disk is closed.

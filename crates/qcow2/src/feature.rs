@@ -124,6 +124,14 @@ impl FeatureName {
         out.resize(start + Self::LEN, 0);
     }
 
+    /// The table of all that this crate knows, as it stands in the extension.
+    #[must_use]
+    pub fn known_table() -> Vec<u8> {
+        let mut table = Vec::new();
+        Self::known().for_each(|name| name.encode(&mut table));
+        table
+    }
+
     /// The table that QEMU writes into version 3 headers, so that an old reader can name what it lacks.
     pub(crate) fn known() -> impl Iterator<Item = Self> {
         KNOWN.iter().map(|&(kind, bit, name)| Self { kind, bit, name: name.to_owned() })

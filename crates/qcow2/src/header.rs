@@ -1,13 +1,14 @@
 //! The image header: its fields, what they mean together, and changes to it.
 //! (Specification, "Header", "Additional fields", "Header extensions".)
 //!
-//! `parse` reads and validates, `encode` writes, `switch` changes the extensions of an image in use, `create` makes the header of
-//! a new image.
+//! `parse` reads and validates, `encode` writes, `switch` changes the extensions of an image in use and `replace` anything in it,
+//! `create` makes the header of a new image.
 
 mod create;
 mod encode;
 mod parse;
 mod raw;
+mod replace;
 mod switch;
 
 pub use create::CreateParams;

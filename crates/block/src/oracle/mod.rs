@@ -19,6 +19,7 @@ mod hostile_check_test;
 mod image;
 mod inspect_test;
 mod interop_test;
+mod jobs_test;
 mod kill_test;
 mod lock_test;
 mod map_test;

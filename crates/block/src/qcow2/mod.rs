@@ -9,8 +9,9 @@
 //! [`open`] validates an image ([`dirty`]: one that was not closed) and [`create`] makes one; [`check`] finds and repairs damage.
 //! [`filling`] keeps an image from looking whole before it is. [`bitmaps`] keep the persistent dirty bitmaps.
 //! [`snapshot`] and [`resize`] (with [`prealloc`]) change an image as a whole, alone with it: they work on the file by means of
-//! [`tree`], [`run`] and
-//! [`snapshot_table`], and then it is read again ([`reload`]). [`layer`] puts an image over another one.
+//! [`tree`], [`run`] and [`snapshot_table`], and then it is read again ([`reload`]); so do [`empty`], [`version`] (with [`expand`]),
+//! [`refcount_width`], [`keys`], and [`header_switch`], which changes more of the header than its numbers. [`layer`] puts an image over
+//! another one.
 //!
 //! A mapped cluster is read and written in place without any lock. A change of the mapping goes: take the clusters' range lock,
 //! allocate, write the data, store the L2 entry in the cached slice, mark it dirty. Nothing of that reaches the file's metadata
@@ -30,9 +31,13 @@ mod corrupt;
 pub(crate) mod create;
 pub(crate) mod data;
 mod dirty;
+mod empty;
 mod entry;
+mod expand;
 mod filling;
+mod header_switch;
 pub(crate) mod inspect;
+pub(crate) mod keys;
 mod layer;
 mod layout;
 mod load;
@@ -42,6 +47,7 @@ mod owners;
 mod prealloc;
 mod publish;
 mod read;
+mod refcount_width;
 mod refcounts;
 mod reload;
 mod resize;
@@ -53,6 +59,7 @@ pub(crate) mod snapshot_table;
 mod space;
 mod status;
 mod tree;
+mod version;
 mod write;
 mod zero;
 
@@ -194,12 +201,22 @@ impl Image {
         self.external.as_ref().map_or(&self.path, |external| &external.path)
     }
 
+    /// The header as it is now.
+    pub(crate) fn header_now(&self) -> Header {
+        self.header.lock().header.clone()
+    }
+
     pub(crate) fn cluster_size(&self) -> u64 {
         self.geometry.cluster_bits.size()
     }
 
     pub(crate) fn version(&self) -> u32 {
         self.geometry.version
+    }
+
+    /// Bytes of the smallest part of the disk that the image can have and its backing file not.
+    pub(crate) fn granule(&self) -> u64 {
+        self.geometry.subcluster_size()
     }
 
     pub(crate) fn backing(&self) -> Option<&Arc<Node>> {

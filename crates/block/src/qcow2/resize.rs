@@ -28,13 +28,15 @@ use crate::queue::Queue;
 impl Image {
     /// Why the image cannot be made `size` bytes large, as far as that can be told before.
     pub(crate) fn check_resize(&self, size: u64) -> Result<()> {
+        self.check_resize_as(size, self.geometry.version)
+    }
+
+    /// The same for an image that will be of that version.
+    pub(crate) fn check_resize_as(&self, size: u64, version: u32) -> Result<()> {
         self.check_writable()?;
         let refuse = |kind, message: String| Err(Error::new(kind, message).at_path(&self.path));
         if !size.is_multiple_of(512) {
-            return refuse(
-                ErrorKind::Invalid,
-                format!("a disk's size is a multiple of 512 bytes, which {size} is not"),
-            );
+            return refuse(ErrorKind::Invalid, "The new size must be a multiple of 512".to_string());
         }
         let most = limits::L1_TABLE_BYTES_MAX / 8;
         if self.geometry.l1_entries_for(size) > most {
@@ -42,7 +44,7 @@ impl Image {
             return refuse(ErrorKind::Invalid, format!("with its cluster size the image can have {max} bytes at most"));
         }
         // Its snapshots need not say how large the disk was. (Sharp edge 39.)
-        if self.geometry.version < 3 && self.header.lock().header.snapshot_count > 0 {
+        if version < 3 && self.header.lock().header.snapshot_count > 0 {
             let message = "a version 2 image that has snapshots cannot change its size; convert it to version 3 \
                            ('qemu-img amend -o compat=1.1'), or delete the snapshots";
             return refuse(ErrorKind::Unsupported, message.into());

@@ -57,6 +57,11 @@ impl Image {
         dropped
     }
 
+    /// Adds a reference to a cluster.
+    pub(super) async fn add_reference(&self, queue: &Rc<Queue>, cluster: u64) -> Result<()> {
+        self.change_run(queue, cluster..cluster + 1, Change::More, u64::MAX, &mut 0, &mut Vec::new()).await
+    }
+
     /// What could not be freed is lost space, and no more.
     pub(crate) fn warn_of_leak(&self, freed: Result<()>) {
         if let Err(e) = freed {
@@ -176,11 +181,11 @@ impl Image {
     }
 
     /// The (first words of the) entries of an L2 table.
-    fn l2_entries<'a>(&self, table: &'a [u8]) -> impl Iterator<Item = L2Entry> + 'a {
+    pub(super) fn l2_entries<'a>(&self, table: &'a [u8]) -> impl Iterator<Item = L2Entry> + 'a {
         table.chunks_exact(self.geometry.l2_entry_size() as usize).map(|b| L2Entry::from_raw(be64(&b[..8])))
     }
 
-    async fn read_l2(&self, queue: &Rc<Queue>, table: HostOffset) -> Result<Buffer> {
+    pub(super) async fn read_l2(&self, queue: &Rc<Queue>, table: HostOffset) -> Result<Buffer> {
         let read = queue.read_buffer(&self.file, table.get(), self.cluster_size() as usize).await;
         read.map_err(|e| self.io_error("cannot read an L2 table", table.get(), e))
     }
@@ -292,7 +297,7 @@ impl Image {
     }
 
     /// A cluster's count.
-    async fn count(&self, queue: &Rc<Queue>, cluster: u64) -> Result<u64> {
+    pub(super) async fn count(&self, queue: &Rc<Queue>, cluster: u64) -> Result<u64> {
         loop {
             let need: Need = match self.meta.lock().refcounts.get(cluster) {
                 Ok(count) => return Ok(count),

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use cowhand_qcow2::{GuestOffset, HostOffset, Subcluster};
+use cowhand_qcow2::{GuestOffset, HostOffset, L2Kind, Subcluster};
 
 use super::data::Spot;
 use super::entry::{Below, Stored};
@@ -207,6 +207,34 @@ impl Image {
             self.give_back_data(extent);
             e.into()
         })
+    }
+
+    /// Makes whole clusters of which the image has nothing read as zeros, whatever will lie below it. `end` may be the disk's.
+    pub(crate) async fn zero_explicitly(&self, queue: &Rc<Queue>, start: u64, end: u64) -> Result<()> {
+        self.check_writable()?;
+        let (geometry, cluster, coverage) = (self.geometry, self.cluster_size(), self.geometry.l2_coverage());
+        let mut at = start;
+        while at < end {
+            let stop = end.min((at / coverage + 1) * coverage);
+            let _writers = self.ranges.lock(self.clusters(at, stop - at)).await;
+            self.own_table(queue, at).await?;
+            if geometry.version >= 3 {
+                let zero = |_, old: Stored| match old.decode(&geometry)?.0 {
+                    L2Kind::Unallocated => Stored::zero(&geometry, None, false),
+                    _ => Ok(old),
+                };
+                self.publish(queue, at, (stop - at).div_ceil(cluster), zero).await?;
+                at = stop;
+            }
+            while at < stop {
+                let run = self.run_of_clusters(queue, at, stop - at).await?;
+                if matches!(run.kind, Kind::Unallocated(_)) {
+                    self.write_zero_cluster(queue, at).await?;
+                }
+                at += cluster;
+            }
+        }
+        Ok(())
     }
 
     /// What takes the place of clusters of this kind.

@@ -110,8 +110,7 @@ impl CreateParams {
         }
         // Of a 512-byte cluster the table would take nearly all; QEMU leaves it out there, too.
         if self.version >= 3 && self.cluster_bits.bits() > limits::CLUSTER_BITS_MIN {
-            let mut data = Vec::new();
-            FeatureName::known().for_each(|name| name.encode(&mut data));
+            let data = FeatureName::known_table();
             extensions.push(Extension { kind: ExtensionKind::FeatureNames, data });
         }
         extensions

@@ -129,7 +129,7 @@ impl Header {
     }
 
     /// `header_length` as it is written: never less than what the fields need, a multiple of 8.
-    fn encoded_header_length(&self) -> u32 {
+    pub(super) fn encoded_header_length(&self) -> u32 {
         if self.version < 3 {
             return limits::HEADER_LEN_V2;
         }

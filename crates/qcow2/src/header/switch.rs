@@ -16,9 +16,9 @@ use crate::extension::ExtensionKind;
 use crate::feature::Autoclear;
 
 /// What a disk writes whole or not at all.
-const SECTOR: usize = 512;
+pub(super) const SECTOR: usize = 512;
 /// Where the backing file name's offset stands in the header.
-const NAME_OFFSET_AT: usize = 8;
+pub(super) const NAME_OFFSET_AT: usize = 8;
 /// Bytes of an extension's type and length, and of the mark that ends them.
 const HEAD: usize = 8;
 
@@ -41,13 +41,13 @@ pub struct HeaderSwitch {
 
 /// A header area with what of it is in use behind the numbers.
 #[derive(Clone)]
-struct Laid {
-    bytes: Vec<u8>,
+pub(super) struct Laid {
+    pub(super) bytes: Vec<u8>,
     /// The extensions with the mark that ends them.
-    chain: (usize, usize),
-    name: (usize, usize),
+    pub(super) chain: (usize, usize),
+    pub(super) name: (usize, usize),
     /// The bitmaps extension's data.
-    bitmaps: Option<(usize, usize)>,
+    pub(super) bitmaps: Option<(usize, usize)>,
 }
 
 impl Header {
@@ -74,7 +74,7 @@ impl Header {
 
     /// This header with its extensions in the orders to be tried. First of all the bitmaps', so that its data is in the first
     /// sector and every later change of it a single write.
-    fn arrangements(&self) -> Vec<Header> {
+    pub(super) fn arrangements(&self) -> Vec<Header> {
         let at = |kind| self.extensions.iter().position(|e| e.kind == kind);
         let mut arrangements = vec![self.clone()];
         if let Some(at) = at(ExtensionKind::Bitmaps) {
@@ -118,7 +118,7 @@ impl Header {
     }
 
     /// Where this header, which `bytes` begin with, has what.
-    fn laid_in(&self, bytes: Vec<u8>) -> Laid {
+    pub(super) fn laid_in(&self, bytes: Vec<u8>) -> Laid {
         let start = self.header_length as usize;
         let name = RawV2::read_from_prefix(&bytes).map_or((0, 0), |(raw, _)| {
             let at = usize::try_from(raw.backing_file_offset.get()).unwrap_or(usize::MAX).min(bytes.len());
@@ -170,6 +170,11 @@ impl Header {
 }
 
 impl Laid {
+    /// The same, whose bitmaps are in use whatever a bit says.
+    pub(super) fn without_bitmaps(&self) -> Self {
+        Self { bitmaps: None, ..self.clone() }
+    }
+
     fn full(&self) -> FormatError {
         let needed = self.chain.1.max(self.name.1) as u64;
         FormatError::HeaderFull { needed, available: self.bytes.len() as u64 }
@@ -222,7 +227,7 @@ impl Laid {
     }
 
     /// The writes that lead from here to `new`; `None` if there is no safe way.
-    fn steps_to(&self, new: &Self) -> Option<Vec<HeaderStep>> {
+    pub(super) fn steps_to(&self, new: &Self) -> Option<Vec<HeaderStep>> {
         let sectors = self.bytes.len() / SECTOR;
         let behind: Vec<usize> = (1..sectors).filter(|&s| self.sector(s) != new.sector(s)).collect();
         let rest: Vec<_> = behind.iter().map(|&s| ((s * SECTOR) as u64, new.sector(s).to_vec())).collect();

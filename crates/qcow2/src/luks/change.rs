@@ -170,6 +170,27 @@ impl Header {
         self.with_key(key, secret, iterations, slot, entropy)
     }
 
+    /// The same in a given slot, whatever it holds.
+    ///
+    /// # Errors
+    /// The slot does not exist; the volume key is another header's; too little entropy; a secret that QEMU would not take.
+    pub fn put_key(
+        &self,
+        key: &VolumeKey,
+        secret: &[u8],
+        iterations: Iterations,
+        slot: usize,
+        entropy: &[u8],
+    ) -> Result<SlotChange, LuksError> {
+        if slot >= LUKS_SLOTS {
+            return Err(LuksError::NoSuchSlot { slot });
+        }
+        if !self.is_mine(key) {
+            return Err(LuksError::WrongVolumeKey);
+        }
+        self.with_key(key, secret, iterations, slot, entropy)
+    }
+
     /// Takes a slot's key away and overwrites its key material, once, with `entropy`: random, at least
     /// [`Header::erase_entropy_len`] bytes. Old copies of the image, of the underlying file system or in a flash
     /// drive's spare blocks keep the key; so does whoever has unlocked the volume before.
@@ -177,12 +198,24 @@ impl Header {
     /// # Errors
     /// The slot does not exist, is not in use, or is the last one in use; too little entropy.
     pub fn erase_key(&self, slot: usize, entropy: &[u8]) -> Result<SlotChange, LuksError> {
-        let place = self.material(slot).ok_or(LuksError::NoSuchSlot { slot })?;
+        self.material(slot).ok_or(LuksError::NoSuchSlot { slot })?;
         if !self.is_active(slot) {
             return Err(LuksError::SlotNotInUse { slot });
         }
         if self.active_slots().count() == 1 {
             return Err(LuksError::LastSlot { slot });
+        }
+        self.erase_any_key(slot, entropy)
+    }
+
+    /// The same with the last slot in use, too: then no secret opens the volume any more, and nothing ever reads its data again.
+    ///
+    /// # Errors
+    /// The slot does not exist, or is not in use; too little entropy.
+    pub fn erase_any_key(&self, slot: usize, entropy: &[u8]) -> Result<SlotChange, LuksError> {
+        let place = self.material(slot).ok_or(LuksError::NoSuchSlot { slot })?;
+        if !self.is_active(slot) {
+            return Err(LuksError::SlotNotInUse { slot });
         }
         let mut entropy = Entropy::new(entropy, self.erase_entropy_len())?;
         let mut header = self.clone();
