@@ -76,6 +76,8 @@ enum Command {
 /// Runs the tool with `words`, the program's own name among them first; gives the exit status.
 pub(crate) fn main(words: Vec<OsString>, name: Name) -> ExitCode {
     let command = Cli::command().name(name.text()).bin_name(name.text()).version(VERSION);
+    // Of an option that is given twice the last one counts.
+    let command = command.mut_subcommands(|subcommand| subcommand.args_override_self(true));
     let subcommands: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_string()).collect();
     let subcommand =
         words.iter().skip(1).find_map(|word| subcommands.iter().find(|name| word == name.as_str())).cloned();

@@ -13,6 +13,7 @@ pub(crate) enum SizeError {
 /// `unit` bytes.
 pub(crate) fn parse_size(text: &str, unit: u64) -> Result<u64, SizeError> {
     let text = text.trim_start();
+    let text = text.strip_prefix('+').unwrap_or(text);
     let value = if let Some(digits) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         // A suffix would be a digit, or could be taken for one.
         if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -41,10 +42,13 @@ fn decimal(text: &str, unit: u64) -> Result<u128, SizeError> {
         _ => return Err(SizeError::Malformed),
     };
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() || fraction.contains('.') || (number.contains('.') && (fraction.is_empty() || multiplier == 1))
-    {
+    let digits_only = |part: &str| part.bytes().all(|b| b.is_ascii_digit());
+    // Of a byte there are no parts.
+    let in_bytes = multiplier == 1 && fraction.bytes().any(|digit| digit != b'0');
+    if (whole.is_empty() && fraction.is_empty()) || !digits_only(fraction) || in_bytes {
         return Err(SizeError::Malformed);
     }
+    let whole = if whole.is_empty() { "0" } else { whole };
     let whole: u128 = whole.parse().map_err(|_| SizeError::TooLarge)?;
     // As many digits as matter: beyond them nothing is as large as a byte.
     let digits = &fraction[..fraction.len().min(18)];

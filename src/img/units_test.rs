@@ -12,6 +12,11 @@ fn sizes_are_read_as_qemu_reads_them() {
         ("7E", 7 << 60),
         ("512b", 512),
         (" 3M", 3 << 20),
+        ("1024.0", 1024),
+        ("1024.0b", 1024),
+        ("1.", 1),
+        (".5k", 512),
+        ("+5", 5),
     ] {
         let read = parse_size(text, 1);
         if bytes > i64::MAX as u64 {
@@ -25,7 +30,7 @@ fn sizes_are_read_as_qemu_reads_them() {
 
 #[test]
 fn nonsense_is_no_size() {
-    for text in ["", "-1", "k", "1kk", "1.5", "1.", ".5k", "1.5.5k", "0x", "0x1k", "1 k", "foo"] {
+    for text in ["", "-1", "k", "1kk", "1.5", ".", ".k", "1.5b", "1.5.5k", "++5", "0x", "0x1k", "1 k", "foo"] {
         assert_eq!(parse_size(text, 1), Err(SizeError::Malformed), "{text}");
     }
     assert_eq!(parse_size("99999999999999999999", 1), Err(SizeError::TooLarge));

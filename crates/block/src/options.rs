@@ -60,8 +60,8 @@ impl NodeOptions {
     /// It is no JSON object of strings, numbers, booleans, null and such objects.
     pub fn from_json(name: &str) -> Result<Self, OptionsError> {
         let text = name.strip_prefix("json:").unwrap_or(name);
-        let value: serde_json::Value =
-            serde_json::from_str(text).map_err(|e| OptionsError(format!("Could not parse the JSON options: {e}")))?;
+        let value: serde_json::Value = serde_json::from_str(&double_quoted(text))
+            .map_err(|e| OptionsError(format!("Could not parse the JSON options: {e}")))?;
         if !value.is_object() {
             return wrong("Could not parse the JSON options: an object is expected");
         }
@@ -265,6 +265,36 @@ impl NodeOptions {
 #[must_use]
 pub fn plain_name(name: &str) -> PathBuf {
     PathBuf::from(name.strip_prefix("file:").unwrap_or(name))
+}
+
+/// The text with strings in single quotes, which QEMU takes, in double ones.
+fn double_quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut quote = None;
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match (c, quote) {
+            ('"' | '\'', None) => {
+                quote = Some(c);
+                out.push('"');
+            }
+            (c, Some(open)) if c == open => {
+                quote = None;
+                out.push('"');
+            }
+            ('"', Some(_)) => out.push_str("\\\""),
+            ('\\', Some(_)) => match chars.next() {
+                // No escape of JSON's.
+                Some('\'') => out.push('\''),
+                other => {
+                    out.push(c);
+                    out.extend(other);
+                }
+            },
+            _ => out.push(c),
+        }
+    }
+    out
 }
 
 fn flatten(

@@ -67,3 +67,11 @@ fn what_is_wrong_is_named() {
     assert!(NodeOptions::from_json("json:[]").is_err());
     assert!(NodeOptions::from_json("json:{").is_err());
 }
+
+#[test]
+fn strings_in_json_may_be_in_single_quotes() {
+    let json =
+        NodeOptions::from_json(r#"json:{'driver': 'raw', "file": {'filename': 'it\'s "a".raw', "driver": 'file'}}"#);
+    assert_eq!(json.unwrap().get("file.filename"), Some(r#"it's "a".raw"#));
+    assert!(NodeOptions::from_json("json:{'driver: 1}").is_err());
+}

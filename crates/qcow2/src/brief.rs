@@ -18,6 +18,7 @@ impl FormatError {
                 return Some(format!("Unsupported qcow2 feature(s): {names}").into());
             }
             Self::UnknownValue { field, value, .. } => return unknown_value(*field, *value),
+            Self::L1TooSmall { needed, .. } if *needed > i32::MAX as u64 => "Image is too big",
             Self::L1TooSmall { .. } => "L1 table is too small",
             Self::TooShort { field, .. } => too_short(*field)?,
             Self::OutOfRange { field, value, max, .. } => return out_of_range(*field, *value, *max),
@@ -54,6 +55,7 @@ fn out_of_range(field: Field, value: u64, max: u64) -> Option<Cow<'static, str>>
         "refcount_table_clusters" => "Reference count table too large",
         "nb_snapshots" => "Snapshot table too large",
         "l1_size" => "Active L1 table too large",
+        "size" => "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
         _ => misplaced(field)?,
     };
     Some(words.into())

@@ -305,7 +305,7 @@ pub(crate) async fn create_with(
     preallocation: Preallocation,
     no_flush: bool,
 ) -> Result<()> {
-    let format_error = |e: FormatError| Error::new(ErrorKind::Invalid, e.to_string()).at_path(path);
+    let format_error = |e: FormatError| Error::new(ErrorKind::Invalid, e.to_string()).briefly(e.brief()).at_path(path);
     let io_error = |e: std::io::Error| Error::io("cannot write", e).at_path(path);
     let (mut header, plan, preallocation) = check(path, params, preallocation)?;
     let bits = header.cluster_bits;
