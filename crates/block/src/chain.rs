@@ -3,6 +3,7 @@
 //! What the guest can write never decides about a format or a file: formats stand in the DISK or in a header, and files that
 //! headers name are opened only below allowed directories.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -11,6 +12,7 @@ use cowhand_qcow2::{CreateParams, Header};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{File, LockError, LockMasks, OpenMode, Storage};
 use crate::node::Node;
+use crate::options::{NodeOptions, OptionsError, Surroundings};
 use crate::probe::probe;
 use crate::qcow2::data::DataFile;
 use crate::qcow2::open::{ImageOptions, METADATA_CACHE, Opening};
@@ -95,15 +97,15 @@ pub(crate) async fn open_over(
     }
     let top = Layer::new(queue, spec.path.clone(), top, (spec.format, secret(spec, policy)?)).await?;
     let mut layers = vec![top];
-    // Those of the layers that are described, from the topmost down.
-    let mut described = vec![spec];
+    // How the layers are described, those that are, from the topmost down.
+    let mut described = vec![Some(Cow::Borrowed(spec))];
     // Downwards, opening; then upwards, connecting: a deep chain needs no deep stack.
     let mut node: Option<Arc<Node>> = None;
     while let Some(next) = below(queue, &layers, (&described[..], base), policy).await? {
         match next {
             Below::Opened(next, given) => {
                 layers.push(*next);
-                described.extend(given);
+                described.push(given);
             }
             Below::Base(base) => {
                 node = Some(base);
@@ -129,7 +131,7 @@ pub(crate) async fn open_over(
             discard_no_unref: spec.discard_no_unref,
             resolve: is_top,
         };
-        let described = described.get(layers.len()).copied();
+        let described = described.get(layers.len()).and_then(Option::as_deref);
         let external = data_file(&layer, options.writable, &mut files, (described, spec, policy))?;
         let links = (node.take(), external);
         node = Some(Arc::new(connect(queue, layer, links, options).await?));
@@ -284,7 +286,7 @@ async fn overlay(queue: &Rc<Queue>, node: Arc<Node>, spec: &DiskSpec, policy: &O
 /// The layer below another one.
 enum Below<'a> {
     /// And how it was described, if it was.
-    Opened(Box<Layer>, Option<&'a DiskSpec>),
+    Opened(Box<Layer>, Option<Cow<'a, DiskSpec>>),
     /// It is open already.
     Base(Arc<Node>),
 }
@@ -293,29 +295,37 @@ enum Below<'a> {
 async fn below<'a>(
     queue: &Rc<Queue>,
     layers: &[Layer],
-    (described, base): (&[&'a DiskSpec], Option<&Arc<Node>>),
+    (described, base): (&[Option<Cow<'a, DiskSpec>>], Option<&Arc<Node>>),
     policy: &OpenPolicy,
 ) -> Result<Option<Below<'a>>> {
-    let ([.., last], Some(spec)) = (layers, described.first()) else { return Ok(None) };
+    let ([.., last], [Some(spec), ..]) = (layers, described) else { return Ok(None) };
+    let spec: &DiskSpec = spec;
     let Unconnected::Qcow2(opening) = &last.image else { return Ok(None) };
-    let of_last = described.get(layers.len() - 1);
+    let of_last = described.last().and_then(Option::as_ref);
     let (path, format, given) = match of_last.map(|spec| &spec.backing) {
         Some(Backing::Alone) => return Ok(None),
-        Some(Backing::Given(given)) => (given.path.clone(), Some(given.format), Some(&**given)),
+        Some(Backing::Given(given)) => {
+            (given.path.clone(), Some(given.format), Some(Cow::Owned(DiskSpec::clone(given))))
+        }
         Some(Backing::Header) | None => {
             let header = opening.parsed();
             let Some(name) = &header.backing_name else { return Ok(None) };
-            let format = match (of_last.and_then(|spec| spec.backing_format), header.backing_format()) {
-                (Some(format), _) => Some(format),
-                (None, Some(name)) => Some(backing_format(name, last)?),
-                (None, None) if policy.probe => None,
-                (None, None) => {
-                    let message = "its backing file's format is not recorded, and is not guessed; give backing-format=, or \
-                                   record it with 'qemu-img rebase -u -F FORMAT -b BACKING IMAGE'";
-                    return Err(Error::new(ErrorKind::Refused, message).at_path(&last.path));
-                }
-            };
-            (referenced_path("backing file", name, &last.path, policy)?, format, None)
+            if name.starts_with(b"json:") {
+                let given = described_by(name, header.backing_format(), last, spec, policy)?;
+                (given.path.clone(), Some(given.format), Some(Cow::Owned(given)))
+            } else {
+                let format = match (of_last.and_then(|spec| spec.backing_format), header.backing_format()) {
+                    (Some(format), _) => Some(format),
+                    (None, Some(name)) => Some(backing_format(name, last)?),
+                    (None, None) if policy.probe => None,
+                    (None, None) => {
+                        let message = "its backing file's format is not recorded, and is not guessed; give \
+                                       backing-format=, or record it with 'qemu-img rebase -u -F FORMAT -b BACKING IMAGE'";
+                        return Err(Error::new(ErrorKind::Refused, message).at_path(&last.path));
+                    }
+                };
+                (referenced_path("backing file", name, &last.path, policy)?, format, None)
+            }
         }
     };
     if layers.len() >= DEPTH_MAX {
@@ -326,7 +336,7 @@ async fn below<'a>(
         let message = format!("Could not open backing file: {e}");
         Error::new(e.kind(), message).at_path(&last.path)
     };
-    let spec = given.unwrap_or(spec);
+    let spec = given.as_deref().unwrap_or(spec);
     let file = open_unlocked(policy, &path, false, spec).map_err(in_words)?;
     // Before the lock: a loop to the top would meet our own, and blame another process.
     let identity = file.traits().identity;
@@ -346,6 +356,51 @@ async fn below<'a>(
     Ok(Some(Below::Opened(Box::new(layer), given)))
 }
 
+/// The backing disk that a `json:` name in a header describes. It is a stranger's description: of the files in it each must be one that
+/// may be opened, and secrets it has none.
+fn described_by(
+    name: &[u8],
+    format: Option<&str>,
+    layer: &Layer,
+    spec: &DiskSpec,
+    policy: &OpenPolicy,
+) -> Result<DiskSpec> {
+    let refuse = |e: OptionsError| {
+        Error::new(ErrorKind::Refused, format!("Could not open backing file: {e}")).at_path(&layer.path)
+    };
+    let mut options = NodeOptions::from_json(&String::from_utf8_lossy(name)).map_err(refuse)?;
+    if let Some(format) = format {
+        options.set_default("driver", format);
+    }
+    let base = DiskSpec { readonly: true, secret: None, backing_format: None, ..spec.clone() };
+    let given = options.into_spec(&base, &Strangers).map_err(refuse)?;
+    let mut rest = Some(&given);
+    while let Some(spec) = rest {
+        allowed("backing file", &spec.path, &layer.path, policy)?;
+        if let Some(path) = &spec.data_file {
+            allowed("data file", path, &layer.path, policy)?;
+        }
+        rest = match &spec.backing {
+            Backing::Given(given) => Some(given),
+            Backing::Header | Backing::Alone => None,
+        };
+    }
+    Ok(given)
+}
+
+/// What a description in a header may rely on: nothing.
+struct Strangers;
+
+impl Surroundings for Strangers {
+    fn format_of(&self, _path: &Path) -> std::result::Result<Format, String> {
+        Err("its format is not recorded, and is not guessed".into())
+    }
+
+    fn secret(&self, id: &str) -> std::result::Result<SecretSource, String> {
+        Err(format!("No secret with id '{id}'"))
+    }
+}
+
 fn backing_format(name: &str, layer: &Layer) -> Result<Format> {
     name.parse().map_err(|error: crate::spec::FormatError| {
         let message = format!("Could not open backing file: {error}");
@@ -360,14 +415,21 @@ pub(crate) fn referenced_path(what: &str, name: &[u8], image: &Path, policy: &Op
     let Some(path) = named_file(name, image) else {
         return Err(refuse(format!("its {what} '{shown}' is not a plain file, which is all that cowhand opens")));
     };
+    allowed(what, &path, image, policy)?;
+    Ok(path)
+}
+
+/// Whether the file at `path`, which the image at `image` names, may be opened.
+fn allowed(what: &str, path: &Path, image: &Path, policy: &OpenPolicy) -> Result<()> {
+    let refuse = |message: String| Error::new(ErrorKind::Refused, message).at_path(image);
     let dir = directory_of(image);
-    let canonical = policy.storage.canonical(&path).map_err(|e| {
+    let canonical = policy.storage.canonical(path).map_err(|e| {
         Error::io(format!("Could not open {what}: Could not open '{}'", path.display()), e).at_path(image)
     })?;
     let allowed = if policy.allow_dirs.is_empty() { vec![dir.to_path_buf()] } else { policy.allow_dirs.clone() };
     let inside = |dir: &PathBuf| policy.storage.canonical(dir).is_ok_and(|dir| canonical.starts_with(dir));
     if allowed.iter().any(inside) {
-        return Ok(path);
+        return Ok(());
     }
     let message = format!(
         "its {what} {} lies outside the allowed directories; allow it with --allow-dir {}",

@@ -20,6 +20,7 @@ mod image;
 mod inspect_test;
 mod interop_test;
 mod jobs_test;
+mod json_test;
 mod kill_test;
 mod lock_test;
 mod map_test;
