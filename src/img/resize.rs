@@ -1,7 +1,7 @@
 //! `resize`: makes a disk larger or smaller.
 
 use clap::Parser;
-use cowhand_block::{Backing, Preallocation};
+use cowhand_block::Preallocation;
 
 use super::units::parse_size;
 use super::{Context, Failure, How};
@@ -55,8 +55,8 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     let how = How {
         format: args.format.as_deref(),
         image_opts: args.image_opts,
+        // What lies below decides what the new part must not show.
         write: true,
-        backing: Backing::Alone,
         ..How::default()
     };
     let disk = cx.open(&args.file, &how)?;

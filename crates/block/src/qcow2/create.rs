@@ -203,7 +203,7 @@ fn make_image(
 /// Why there can be no such image, as far as that can be told before.
 fn check(path: &Path, params: &CreateParams, preallocation: Preallocation) -> Result<(Header, Plan, Preallocation)> {
     let invalid = |message: &str| Error::new(ErrorKind::Invalid, message).at_path(path);
-    let header = params.header().map_err(|e| invalid(&e.to_string()))?;
+    let header = params.header().map_err(|e| invalid(&e.to_string()).briefly(e.brief()))?;
     if preallocation != Preallocation::Off && params.backing.is_some() && !params.extended_l2 {
         return Err(invalid("Backing file and preallocation can only be used at the same time if extended_l2 is on"));
     }

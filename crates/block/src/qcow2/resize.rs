@@ -47,7 +47,8 @@ impl Image {
         if version < 3 && self.header.lock().header.snapshot_count > 0 {
             let message = "a version 2 image that has snapshots cannot change its size; convert it to version 3 \
                            ('qemu-img amend -o compat=1.1'), or delete the snapshots";
-            return refuse(ErrorKind::Unsupported, message.into());
+            let brief = Some("Can't resize a v2 image which has snapshots");
+            return Err(Error::new(ErrorKind::Unsupported, message).briefly(brief).at_path(&self.path));
         }
         Ok(())
     }
