@@ -3,6 +3,7 @@
 mod disks;
 mod doctor;
 mod img;
+mod io;
 mod quantity;
 mod run;
 
@@ -37,6 +38,9 @@ enum Command {
     /// Makes, inspects, checks, repairs, converts and edits disk images (the command line of qemu-img)
     #[command(disable_help_flag = true)]
     Img(Rest),
+    /// Reads and writes a disk image, command by command (the language of qemu-io)
+    #[command(disable_help_flag = true)]
+    Io(Rest),
     Doctor(doctor::Args),
 }
 
@@ -57,6 +61,9 @@ fn main() -> ExitCode {
     if called_as().is_some_and(|name| name == "qemu-img") {
         return img::main(std::env::args_os().collect(), img::Name::Qemu);
     }
+    if called_as().is_some_and(|name| name == "qemu-io") {
+        return io::main(std::env::args_os().skip(1).collect(), io::Name::Qemu);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -74,6 +81,7 @@ fn main() -> ExitCode {
             let words = std::iter::once("img".into()).chain(rest.words).collect();
             return img::main(words, img::Name::Cowhand);
         }
+        Command::Io(rest) => return io::main(rest.words, io::Name::Cowhand),
         Command::Run(args) => run::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };

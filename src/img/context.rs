@@ -114,15 +114,8 @@ impl Context {
     }
 
     /// The same, for those who say in other words what cannot be opened.
-    pub(super) fn spec_or_reason(&self, name: &str, how: &How<'_>) -> Result<DiskSpec, String> {
-        let base = DiskSpec {
-            readonly: !how.write,
-            lock: !how.force_share,
-            cache: how.cache,
-            // What is copied or zeroed gives its space back.
-            discard: true,
-            ..DiskSpec::new(Path::new(""), Format::Raw)
-        };
+    pub(crate) fn spec_or_reason(&self, name: &str, how: &How<'_>) -> Result<DiskSpec, String> {
+        let base = Self::base(how);
         let around = Around { cx: self, guess: how.guess };
         let in_words = |e: OptionsError| e.to_string();
         let described = if how.image_opts {
@@ -132,15 +125,8 @@ impl Context {
         } else {
             None
         };
-        if let Some(mut options) = described {
-            if let Some(format) = how.format {
-                options.set_default("driver", format);
-            }
-            let mut spec = options.into_spec(&base, &around).map_err(in_words)?;
-            if how.backing != Backing::Header {
-                spec.backing = how.backing.clone();
-            }
-            return Ok(spec);
+        if let Some(options) = described {
+            return self.described(options, how);
         }
         if let Some(protocol) = protocol_of(name) {
             return Err(format!("Unknown protocol '{protocol}'"));
@@ -151,6 +137,49 @@ impl Context {
             None => around.format_of(&path)?,
         };
         Ok(DiskSpec { path, format, force_raw: format == Format::Raw, backing: how.backing.clone(), ..base })
+    }
+
+    /// What holds where a description is silent.
+    fn base(how: &How<'_>) -> DiskSpec {
+        DiskSpec {
+            readonly: !how.write,
+            lock: !how.force_share,
+            cache: how.cache,
+            // What is copied or zeroed gives its space back.
+            discard: true,
+            ..DiskSpec::new(Path::new(""), Format::Raw)
+        }
+    }
+
+    /// The description of the disk that node options describe.
+    pub(crate) fn described(&self, mut options: NodeOptions, how: &How<'_>) -> Result<DiskSpec, String> {
+        if let Some(format) = how.format {
+            options.set_default("driver", format);
+        }
+        let around = Around { cx: self, guess: how.guess };
+        let mut spec = options.into_spec(&Self::base(how), &around).map_err(|e| e.to_string())?;
+        if how.backing != Backing::Header {
+            spec.backing = how.backing.clone();
+        }
+        Ok(spec)
+    }
+
+    /// What becomes of an open disk's description by node options; they cannot make another disk of it.
+    pub(crate) fn changed(&self, mut options: NodeOptions, old: &DiskSpec) -> Result<DiskSpec, String> {
+        let path = old.path.to_string_lossy();
+        for (key, is) in [("driver", old.format.name()), ("filename", &path), ("file.filename", &path)] {
+            if options.get(key).is_some_and(|value| value != is) {
+                return Err(format!("Cannot change the option '{key}'"));
+            }
+        }
+        options.set_default("driver", old.format.name());
+        options.set_default("filename", &path);
+        let around = Around { cx: self, guess: false };
+        let spec = options.into_spec(old, &around).map_err(|e| {
+            let unknown = e.to_string().split_once(" support the option '").map(|(_, key)| key.to_string());
+            unknown.map_or_else(|| e.to_string(), |key| format!("Cannot change the option '{key}"))
+        })?;
+        Ok(DiskSpec { backing: old.backing.clone(), data_file: old.data_file.clone(), ..spec })
     }
 
     /// Opens the disk that is called `name`.

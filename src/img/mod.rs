@@ -8,7 +8,7 @@
 
 #![allow(dead_code, reason = "what subcommands share comes before the last of them")]
 
-mod context;
+pub(crate) mod context;
 mod create;
 mod create_options;
 mod options;

@@ -314,10 +314,7 @@ impl Inner {
                 self.write(*offset, &memory.segs()).await?;
                 self.flush_if(*durable).await
             }
-            ByteRequest::WriteCompressed { offset, memory } => {
-                let _writing = self.lock(*offset, memory.len()).await;
-                self.request(Request::WriteCompressed { offset: *offset, data: memory.segs() }).await
-            }
+            ByteRequest::WriteCompressed { offset, memory } => self.write_compressed(*offset, memory).await,
             ByteRequest::WriteZeroes { offset, len, unmap, fast_only, durable } => {
                 self.write_zeroes(*offset, *len, *unmap, *fast_only).await?;
                 self.flush_if(*durable).await
@@ -346,7 +343,11 @@ impl Inner {
     }
 
     async fn request(&self, request: Request) -> Result<()> {
-        self.disk.request(&self.queue, self.number, &request).await
+        self.disk.request(&self.queue, self.number, &request).await?;
+        if self.disk.spec().cache.is_write_through() && request.written().is_some() {
+            return self.disk.request(&self.queue, self.number, &Request::Flush).await;
+        }
+        Ok(())
     }
 
     async fn flush_if(&self, durable: bool) -> Result<()> {
@@ -368,6 +369,22 @@ impl Inner {
         let edges = Edges::new(self.unit(), offset, len);
         self.read_edges(&edges).await?;
         self.request(Request::Write { offset: edges.start, data: edges.around(offset, data) }).await
+    }
+
+    async fn write_compressed(&self, offset: u64, memory: &Memory) -> Result<()> {
+        let len = memory.len();
+        let _writing = self.lock(offset, len).await;
+        let written = self.request(Request::WriteCompressed { offset, data: memory.segs() }).await;
+        let cluster = u64::from(self.disk.node().granularity());
+        let whole = offset.is_multiple_of(cluster) && (len.is_multiple_of(cluster) || offset + len == self.disk.size());
+        written.map_err(|e| match e.kind() {
+            // Not the request's shape, but what is there already: to QEMU's tools an error of the image's I/O.
+            ErrorKind::Invalid if whole => {
+                let path = self.disk.spec().path.clone();
+                Error::io(e.reason(), io::Error::from_raw_os_error(libc::EIO)).at_path(path)
+            }
+            _ => e,
+        })
     }
 
     async fn read_edges(&self, edges: &Edges) -> Result<()> {

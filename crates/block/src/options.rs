@@ -125,7 +125,8 @@ impl NodeOptions {
             self.take_qcow2(&mut spec, base, around)?;
         }
         match self.0.into_keys().next() {
-            Some(key) => wrong(format!("Block protocol 'file' doesn't support the option '{key}'")),
+            Some(key) if plain => wrong(format!("Block protocol 'file' doesn't support the option '{key}'")),
+            Some(key) => wrong(format!("Block format '{}' does not support the option '{key}'", spec.format)),
             None => Ok(spec),
         }
     }

@@ -57,7 +57,7 @@ fn what_is_wrong_is_named() {
         ("driver=qcow2", "A block device must be specified for \"file\""),
         (
             "driver=raw,file.filename=x,lazy-refcounts=on",
-            "Block protocol 'file' doesn't support the option 'lazy-refcounts'",
+            "Block format 'raw' does not support the option 'lazy-refcounts'",
         ),
         ("driver=qcow2,file.filename=x,lazy-refcounts=maybe", "Parameter 'lazy-refcounts' expects 'on' or 'off'"),
         ("driver=qcow2,file.filename=x,encrypt.key-secret=s", "No secret with id 's'"),

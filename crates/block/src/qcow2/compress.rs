@@ -76,7 +76,7 @@ impl Image {
         let there = self.run_of_clusters(queue, offset, 1).await?.kind;
         if !matches!(there, Kind::Unallocated(_) | Kind::Zero { host: None, .. }) {
             let message = "a compressed write replaces nothing: there is something at this offset of the disk already";
-            return Err(Error::new(ErrorKind::Io, message).at_path(&self.path).at_offset(offset));
+            return Err(Error::new(ErrorKind::Invalid, message).at_path(&self.path).at_offset(offset));
         }
         self.own_table(queue, offset).await?;
         let host = self.allocate_packed(queue, len).await?;

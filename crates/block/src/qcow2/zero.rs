@@ -63,7 +63,7 @@ impl Image {
         let unit = self.geometry.subcluster_size();
         let end = offset + len;
         let whole = offset.is_multiple_of(unit) && (end.is_multiple_of(unit) || end >= self.size);
-        whole && !self.has_raw_data_file() && (self.geometry.version >= 3 || self.backing.is_none())
+        whole && !self.has_raw_data_file() && self.geometry.version >= 3
     }
 
     /// Makes a part of one cluster (or of two) read as zeros: whole subclusters by their bits, the rest by writing.
@@ -262,7 +262,8 @@ impl Image {
                 let place = move |i| HostOffset::new(host.get() + i);
                 Change::Entries(Box::new(move |i| Stored::zero(&geometry, Some(place(i)), true)))
             }
-            (Kind::Data { copied: true, .. }, Fate::Keep) => Change::Write,
+            // Version 2 can keep the space only where it writes zeros there. Where nothing lies below, it is worth nothing.
+            (Kind::Data { copied: true, .. }, Fate::Keep) if self.backing.is_some() => Change::Write,
             // Version 2 cannot say "zeros": a discard leaves the data, rather than show the backing file's. (Sharp edge 21.)
             _ => match (plain, fate) {
                 (Some(entry), _) => Change::Entries(entry),

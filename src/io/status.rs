@@ -1,0 +1,189 @@
+//! Looking at what is open: where it has data, how large it is, what the image says of itself.
+
+use std::ops::Range;
+
+use cowhand_block::{Content, Extents, Format, inspect};
+use cowhand_qcow2::{Compression, Header, Incompatible};
+
+use super::command::{Command, Needs};
+use super::number::amount;
+use super::session::{Outcome, Session};
+
+pub(crate) const COMMANDS: &[&Command] = &[&ALLOC, &MAP, &LENGTH, &INFO];
+
+static ALLOC: Command = Command {
+    name: "alloc",
+    short: Some("a"),
+    takes: Some("offset [count]"),
+    does: "checks if offset is allocated in the file",
+    more: "",
+    words: (1, Some(2)),
+    needs: Needs::Disk,
+    run: alloc,
+};
+
+static MAP: Command = Command {
+    name: "map",
+    short: None,
+    takes: Some(""),
+    does: "prints the allocated areas of a file",
+    more: "",
+    words: (0, Some(0)),
+    needs: Needs::Disk,
+    run: map,
+};
+
+static LENGTH: Command = Command {
+    name: "length",
+    short: Some("l"),
+    takes: None,
+    does: "gets the length of the current file",
+    more: "",
+    words: (0, Some(0)),
+    needs: Needs::Disk,
+    run: |session, _, _| {
+        let size = session.disk()?.disk.size();
+        session.say(&amount(size as f64));
+        Ok(())
+    },
+};
+
+static INFO: Command = Command {
+    name: "info",
+    short: Some("i"),
+    takes: None,
+    does: "prints information about the current file",
+    more: "",
+    words: (0, Some(0)),
+    needs: Needs::Disk,
+    run: info,
+};
+
+/// What the topmost layer has and has not, one range after the other.
+struct Allocation {
+    extents: Extents,
+    next: Option<(Range<u64>, bool)>,
+}
+
+impl Iterator for Allocation {
+    type Item = cowhand_block::Result<(Range<u64>, bool)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut found = self.next.take();
+        for extent in &mut self.extents {
+            let extent = match extent {
+                Ok(extent) => extent,
+                Err(error) => return Some(Err(error)),
+            };
+            let has = extent.depth == 0 && extent.content != Content::Nothing;
+            match &mut found {
+                None => found = Some((extent.range, has)),
+                Some((range, same)) if *same == has => range.end = extent.range.end,
+                Some(_) => {
+                    self.next = Some((extent.range, has));
+                    return found.map(Ok);
+                }
+            }
+        }
+        found.map(Ok)
+    }
+}
+
+impl Session {
+    fn allocation(&mut self, range: Range<u64>) -> Outcome<Allocation> {
+        match self.disk()?.disk.extents(range) {
+            Ok(extents) => Ok(Allocation { extents, next: None }),
+            Err(error) => self.error(&error.to_string()),
+        }
+    }
+}
+
+fn alloc(session: &mut Session, _: &'static Command, words: &[String]) -> Outcome {
+    let offset = session.size(&words[1])?;
+    let count = words.get(2).map_or(Ok(512), |word| session.size(word))?;
+    let size = session.disk()?.disk.size();
+    let end = offset.saturating_add(count).min(size);
+    let mut allocated = 0;
+    if offset < end {
+        for part in session.allocation(offset..end)? {
+            match part {
+                Ok((range, has)) => allocated += if has { range.end - range.start } else { 0 },
+                Err(error) => return session.fail(&format!("is_allocated failed: {}", error.strerror())),
+            }
+        }
+    }
+    let count = end.saturating_sub(offset);
+    session.say(&format!("{allocated}/{count} bytes allocated at offset {}", amount(offset as f64)));
+    Ok(())
+}
+
+fn map(session: &mut Session, _: &'static Command, _: &[String]) -> Outcome {
+    let size = session.disk()?.disk.size();
+    for part in session.allocation(0..size)? {
+        let (range, has) = match part {
+            Ok(part) => part,
+            Err(error) => return session.error(&format!("Failed to get allocation status: {}", error.strerror())),
+        };
+        let len = range.end - range.start;
+        let what = if has { "    allocated" } else { "not allocated" };
+        let (len_shown, start_shown) = (amount(len as f64), amount(range.start as f64));
+        let start = range.start;
+        session.say(&format!("{len_shown} ({len:#x}) bytes {what} at offset {start_shown} ({start:#x})"));
+    }
+    Ok(())
+}
+
+fn info(session: &mut Session, _: &'static Command, _: &[String]) -> Outcome {
+    let policy = session.setup.policy().clone();
+    let spec = session.disk()?.disk.spec().clone();
+    let layers = session.disk()?.disk.layers();
+    let format = layers.first().map_or(spec.format, |layer| layer.format);
+    session.say(&format!("format name: {format}"));
+    if format == Format::Raw {
+        session.say("cluster size: 0 bytes\nvm state offset: 0 bytes");
+        return Ok(());
+    }
+    if spec.ephemeral {
+        // The overlay has no name by which it could be opened once more; all of them are made alike.
+        session.say("cluster size: 64 KiB\nthe image is a throw-away overlay");
+        return Ok(());
+    }
+    // It is locked already.
+    let header = match inspect(&spec.path, format, false, &policy) {
+        Ok(info) => info.qcow2.map(|qcow2| qcow2.header),
+        Err(error) => return session.error(&error.reason()),
+    };
+    if let Some(header) = header {
+        let text = describe(&header);
+        session.out.print(&text);
+    }
+    Ok(())
+}
+
+/// What an image's header says.
+fn describe(header: &Header) -> String {
+    let geometry = header.geometry();
+    let cluster = geometry.cluster_bits.size();
+    let vm_state = header.l1_entries_needed().saturating_mul(geometry.l2_coverage());
+    let mut lines = vec![
+        format!("cluster size: {}", amount(cluster as f64)),
+        format!("vm state offset: {}", amount(vm_state as f64)),
+        "Format specific information:".into(),
+        format!("    compat: {}", if header.version >= 3 { "1.1" } else { "0.10" }),
+        format!("    compression type: {}", if header.compression == Compression::Zstd { "zstd" } else { "zlib" }),
+    ];
+    let v3 = header.version >= 3;
+    if v3 {
+        lines.push(format!("    lazy refcounts: {}", header.has_lazy_refcounts()));
+    }
+    lines.push(format!("    refcount bits: {}", header.refcount_bits()));
+    if let Some(name) = header.external_data_file_name() {
+        lines.push(format!("    data file: {}", String::from_utf8_lossy(name)));
+        lines.push(format!("    data file raw: {}", header.is_data_file_raw()));
+    }
+    if v3 {
+        lines.push(format!("    corrupt: {}", header.incompatible.contains(Incompatible::CORRUPT)));
+        lines.push(format!("    extended l2: {}", header.is_extended_l2()));
+    }
+    lines.join("\n") + "\n"
+}
