@@ -85,6 +85,11 @@ impl Context {
         Self { program, policy, secrets: Secrets::default() }
     }
 
+    /// The program's name in messages.
+    pub(crate) fn program(&self) -> &'static str {
+        self.program
+    }
+
     /// Takes the objects of `--object`.
     pub(crate) fn take_objects(&self, objects: &[String]) -> Result<(), Failure> {
         objects.iter().try_for_each(|object| self.secrets.add(object).map_err(Failure::new))

@@ -8,12 +8,20 @@
 
 #![allow(dead_code, reason = "what subcommands share comes before the last of them")]
 
+mod bench;
+mod compare;
 pub(crate) mod context;
+mod convert;
 mod create;
 mod create_options;
+mod dd;
+mod map;
+mod measure;
 mod options;
+mod progress;
 mod resize;
 mod secrets;
+mod snapshot_view;
 pub(crate) mod units;
 
 use std::ffi::OsString;
@@ -69,7 +77,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Bench(bench::Args),
+    Compare(compare::Args),
+    Convert(Box<convert::Args>),
     Create(create::Args),
+    Dd(dd::Args),
+    Map(map::Args),
+    Measure(measure::Args),
     Resize(resize::Args),
 }
 
@@ -95,7 +109,13 @@ pub(crate) fn main(words: Vec<OsString>, name: Name) -> ExitCode {
     let policy = OpenPolicy { allow_dirs, probe, ..OpenPolicy::host() };
     let cx = Context::new(name.text(), policy);
     let result = match cli.command {
+        Command::Bench(args) => bench::run(&args, &cx),
+        Command::Compare(args) => compare::run(&args, &cx),
+        Command::Convert(args) => convert::run(&args, &cx),
         Command::Create(args) => create::run(&args, &cx),
+        Command::Dd(args) => dd::run(&args, &cx),
+        Command::Map(args) => map::run(&args, &cx),
+        Command::Measure(args) => measure::run(&args, &cx),
         Command::Resize(args) => resize::run(&args, &cx),
     };
     match result {

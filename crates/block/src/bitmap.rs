@@ -135,6 +135,14 @@ impl Disk {
         self.change_bitmaps(BitmapChange::Merge { into: into.into(), from: from.into() })
     }
 
+    /// Sets the bits of a bitmap for ranges of bytes of the disk, beside those that are set. What lies outside of the disk is left out.
+    ///
+    /// # Errors
+    /// As [`disable_bitmap`](Self::disable_bitmap).
+    pub fn set_in_bitmap(self: &Arc<Self>, name: &str, ranges: &[Range<u64>]) -> Result<()> {
+        self.change_bitmaps(BitmapChange::Set { name: name.into(), ranges: ranges.to_vec() })
+    }
+
     /// What the bitmap says has changed: ranges of bytes of the disk, in ascending order, none of which touches another. A write that
     /// ends after the call may be in it or not.
     ///
@@ -197,13 +205,14 @@ pub(crate) enum BitmapChange {
     Disable(String),
     Clear(String),
     Merge { into: String, from: String },
+    Set { name: String, ranges: Vec<Range<u64>> },
 }
 
 impl BitmapChange {
     /// Whether nothing in the file changes.
     fn in_memory(&self, image: &Image) -> bool {
         match self {
-            Self::Clear(name) | Self::Merge { into: name, .. } => image.is_tracked(name),
+            Self::Clear(name) | Self::Merge { into: name, .. } | Self::Set { name, .. } => image.is_tracked(name),
             Self::Create { .. } | Self::Remove(_) | Self::Enable(_) | Self::Disable(_) => false,
         }
     }
@@ -213,7 +222,9 @@ impl BitmapChange {
         match self {
             Self::Create { name, granularity, .. } => image.check_new_bitmap(queue, name, *granularity).await,
             Self::Remove(name) => image.check_bitmap_removable(queue, name).await,
-            Self::Enable(name) | Self::Disable(name) | Self::Clear(name) => image.check_bitmap(queue, name).await,
+            Self::Enable(name) | Self::Disable(name) | Self::Clear(name) | Self::Set { name, .. } => {
+                image.check_bitmap(queue, name).await
+            }
             Self::Merge { into, from } => {
                 image.check_bitmap(queue, into).await?;
                 image.check_bitmap(queue, from).await
@@ -231,6 +242,7 @@ impl BitmapChange {
             Self::Disable(name) => image.disable_bitmap(queue, name).await,
             Self::Clear(name) => image.clear_bitmap(queue, name).await,
             Self::Merge { into, from } => image.merge_bitmap(queue, into, from).await,
+            Self::Set { name, ranges } => image.set_in_bitmap(queue, name, ranges).await,
         }
     }
 }

@@ -448,7 +448,8 @@ pub(crate) fn named_file(name: &[u8], image: &Path) -> Option<PathBuf> {
         None if name.split(|&b| b == b'/').next().is_some_and(|first| first.contains(&b':')) => return None,
         None => name,
     };
-    Some(directory_of(image).join(std::ffi::OsStr::from_bytes(plain)))
+    // Without a dot before it where the image's name has no directory, as QEMU shows it.
+    Some(image.parent().unwrap_or(Path::new("")).join(std::ffi::OsStr::from_bytes(plain)))
 }
 
 /// The directory that a file lies in, by its path as given.

@@ -187,6 +187,12 @@ impl Disk {
         self.node().size()
     }
 
+    /// Whether the topmost layer's data lies on a block device, which holds what it held before.
+    #[must_use]
+    pub fn is_block_device(&self) -> bool {
+        self.node().data_file().traits().block_device
+    }
+
     /// Whether the guest may only read.
     #[must_use]
     pub fn is_read_only(&self) -> bool {

@@ -1,7 +1,7 @@
 //! A new disk that is being filled does not look whole before it is.
 //!
 //! An image's header says a version that there is not, so that whoever opens it, QEMU too, refuses; a raw file is shorter than the disk
-//! (the data of its end may be there, so only its length tells). Whatever ends the program meanwhile leaves that behind. A block
+//! (what fills it writes its end last). Whatever ends the program meanwhile leaves that behind. A block
 //! device, and a raw file whose space was taken before, cannot say so.
 //!
 //! Lock order: as [`crate::change`].

@@ -37,8 +37,10 @@ pub struct Extent {
     /// The layer that says so: 0 is the topmost. For [`Content::Nothing`] the last that was asked.
     pub depth: usize,
     /// Where it begins in the layer's file (an external data file, if there is one), if it lies there together as it is: neither
-    /// compressed nor encrypted. Zeros may have a place too.
+    /// compressed nor encrypted. Zeros, and what no layer has, may have a place too.
     pub place: Option<u64>,
+    /// Data that is a hole in the layer's file, so that it reads as zeros. Only looked for where an image's file has many holes.
+    pub hole: bool,
 }
 
 impl Extent {
@@ -46,7 +48,7 @@ impl Extent {
     fn continues_in(&self, next: &Self) -> bool {
         let len = self.range.end - self.range.start;
         self.range.end == next.range.start
-            && (self.content, self.depth) == (next.content, next.depth)
+            && (self.content, self.depth, self.hole) == (next.content, next.depth, next.hole)
             && match (self.place, next.place) {
                 (None, None) => true,
                 (Some(place), Some(next)) => place.checked_add(len) == Some(next),
@@ -60,6 +62,7 @@ pub(crate) struct Part {
     /// None: to be asked of the layer below.
     pub(crate) content: Option<Content>,
     pub(crate) place: Option<u64>,
+    pub(crate) hole: bool,
     pub(crate) len: u64,
 }
 
@@ -74,7 +77,12 @@ impl RawImage {
             Some(data) => (Content::Zero, data.start),
             None => (Content::Zero, u64::MAX),
         };
-        Ok(Part { content: Some(content), place: Some(offset), len: end.saturating_sub(offset).clamp(1, len) })
+        Ok(Part {
+            content: Some(content),
+            place: Some(offset),
+            hole: false,
+            len: end.saturating_sub(offset).clamp(1, len),
+        })
     }
 }
 
@@ -89,8 +97,7 @@ impl Node {
             };
             len = part.len;
             let found = |content, len| {
-                let place = part.place.filter(|_| content != Content::Nothing);
-                Ok(Extent { range: offset..offset + len, content, depth, place })
+                Ok(Extent { range: offset..offset + len, content, depth, place: part.place, hole: part.hole })
             };
             if let Some(content) = part.content {
                 return found(content, len);

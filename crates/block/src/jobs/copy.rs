@@ -170,7 +170,8 @@ pub fn copy(
         sources,
         options: options.clone(),
         listener,
-        turn: Turn::default(),
+        begun_parts: Counter::default(),
+        ended_parts: Counter::default(),
         taken: Cell::new(0),
         done: Cell::new(0),
         total: Cell::new(0),
@@ -206,7 +207,10 @@ struct Copy {
     planning: AsyncMutex,
     /// How many parts have been given out.
     taken: Cell<u64>,
-    turn: Turn,
+    /// How many parts have begun to be written, or failed.
+    begun_parts: Counter,
+    /// How many parts are over.
+    ended_parts: Counter,
     done: Cell<u64>,
     total: Cell<u64>,
     begun: Duration,
@@ -217,17 +221,17 @@ struct Copy {
     queue: Rc<Queue>,
 }
 
-/// Whose write is to begin next.
+/// A number that grows, and that some wait for.
 #[derive(Default)]
-struct Turn {
-    next: Cell<u64>,
+struct Counter {
+    reached: Cell<u64>,
     waiting: RefCell<Vec<Waker>>,
 }
 
-impl Turn {
-    async fn of(&self, number: u64) {
+impl Counter {
+    async fn until(&self, number: u64) {
         poll_fn(|cx| {
-            if self.next.get() >= number {
+            if self.reached.get() >= number {
                 return Poll::Ready(());
             }
             self.waiting.borrow_mut().push(cx.waker().clone());
@@ -236,9 +240,8 @@ impl Turn {
         .await;
     }
 
-    /// The one after `number` may begin.
-    fn pass(&self, number: u64) {
-        self.next.set(self.next.get().max(number + 1));
+    fn reach(&self, number: u64) {
+        self.reached.set(self.reached.get().max(number));
         self.waiting.take().into_iter().for_each(Waker::wake);
     }
 }
@@ -261,11 +264,12 @@ impl Copy {
                 Err(error) => return self.fail(error),
             };
             let worked = self.one(number, &chunk, &buffer).await;
-            // Whoever waits must not wait for ever.
-            self.turn.pass(number);
             if let Err(error) = worked {
-                return self.fail(error);
+                self.fail(error);
             }
+            // Whoever waits must not wait for ever.
+            self.begun_parts.reach(number + 1);
+            self.ended_parts.reach(self.ended_parts.reached.get() + 1);
             self.pace();
         }
     }
@@ -308,7 +312,9 @@ impl Copy {
     async fn one(&self, number: u64, chunk: &Chunk, buffer: &Arc<Buffer>) -> std::result::Result<(), CopyError> {
         let range = chunk.range.clone();
         if chunk.what == What::Zero {
-            self.in_turn(number).await;
+            if !self.in_turn(number, &range).await {
+                return Ok(());
+            }
             let written = self.write_zeros(range.clone()).await;
             written.map_err(|error| CopyError { doing: Doing::Writing, offset: range.start, error })?;
             if self.options.sparse == 0 {
@@ -316,27 +322,44 @@ impl Copy {
             }
             return Ok(());
         }
-        if self.offload.get() && self.offloaded(&range) {
-            self.advance(range);
-            return Ok(());
+        if self.offload.get() {
+            if !self.in_turn(number, &range).await {
+                return Ok(());
+            }
+            if self.offloaded(&range) {
+                self.advance(range);
+                return Ok(());
+            }
         }
         self.read(&range, buffer).await.map_err(|error| CopyError {
             doing: Doing::Reading,
             offset: range.start,
             error,
         })?;
-        self.in_turn(number).await;
+        if !self.in_turn(number, &range).await {
+            return Ok(());
+        }
         let written = self.write(&range, buffer).await;
         written.map_err(|error| CopyError { doing: Doing::Writing, offset: range.start, error })?;
         self.advance(range);
         Ok(())
     }
 
-    async fn in_turn(&self, number: u64) {
-        if !self.options.out_of_order {
-            self.turn.of(number).await;
-            self.turn.pass(number);
+    /// Waits until this part may be written. The last one comes after all others are over, so that a raw file that grows with what is
+    /// written has its length only when it has everything. False if the copy has failed meanwhile.
+    async fn in_turn(&self, number: u64, range: &Range<u64>) -> bool {
+        if self.is_last(range) {
+            self.ended_parts.until(number).await;
         }
+        if !self.options.out_of_order {
+            self.begun_parts.until(number).await;
+            self.begun_parts.reach(number + 1);
+        }
+        self.failed.borrow().is_none()
+    }
+
+    fn is_last(&self, range: &Range<u64>) -> bool {
+        self.sources.last().is_some_and(|source| source.range.end == range.end)
     }
 
     /// Reads a range of the copy into the buffer's beginning.
@@ -401,7 +424,8 @@ impl Copy {
             let data = vec![buffer.seg(part.range.start, part.range.len())];
             self.write_to_target(offset, data).await
         };
-        join_some(parts.into_iter().map(one), PARTS_AT_ONCE).await
+        let at_once = if self.is_last(range) { 1 } else { PARTS_AT_ONCE };
+        join_some(parts.into_iter().map(one), at_once).await
     }
 
     async fn write_to_target(&self, offset: u64, data: Vec<crate::io::IoSeg>) -> Result<()> {

@@ -256,3 +256,21 @@ fn a_snapshot_is_copied_as_the_disk_was() {
     request(&target, Request::Read { offset: 0, data: vec![buffer.seg(0, 131_072)] }).unwrap();
     assert!(buffer[..65536].iter().all(|&b| b == 1) && buffer[65536..].iter().all(|&b| b == 0));
 }
+
+#[test]
+fn bits_are_set_beside_those_that_are() {
+    let room = Room::new();
+    let disk = room.image("/disk", &params(16));
+    for (name, enabled) in [("on", true), ("off", false)] {
+        disk.create_bitmap(name, Some(65536), enabled).unwrap();
+        disk.set_in_bitmap(name, &[0..1, 131_071..131_073]).unwrap();
+        disk.set_in_bitmap(name, &[SIZE - 512..u64::MAX]).unwrap();
+    }
+    disk.close().unwrap();
+    drop(disk);
+    let disk = room.open(DiskSpec::new(Path::new("/disk"), Format::Qcow2)).unwrap();
+    for name in ["on", "off"] {
+        assert_eq!(disk.bitmap_ranges(name).unwrap(), [0..3 << 16, SIZE - 65536..SIZE], "{name}");
+    }
+    assert!(disk.set_in_bitmap("other", &[]).is_err());
+}

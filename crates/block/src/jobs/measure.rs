@@ -70,7 +70,7 @@ fn clusters_of_data(disk: &Arc<Disk>, cluster: u64) -> Result<u64> {
     let (mut data, mut counted) = (0, 0);
     for extent in disk.extents(0..disk.size())? {
         let extent = extent?;
-        if !matches!(extent.content, Content::Data | Content::Compressed) {
+        if extent.hole || !matches!(extent.content, Content::Data | Content::Compressed) {
             continue;
         }
         let start = (extent.range.start - extent.range.start % cluster).max(counted);

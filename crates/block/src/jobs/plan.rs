@@ -162,6 +162,7 @@ impl Plan {
                 What::Below
             }
             (Content::Nothing | Content::Zero, _) => What::Zero,
+            (Content::Data, _) if extent.hole => What::Zero,
             (Content::Data | Content::Compressed, _) => What::Data,
         };
         Ok(Chunk { range: at..source.range.start + extent.range.end, what })

@@ -56,7 +56,7 @@ fn row(extent: &Extent) -> Row {
         range: (extent.range.start, extent.range.end - extent.range.start),
         depth: extent.depth as u64,
         flags: [content != Content::Nothing, zero, !zero, content == Content::Compressed],
-        place: extent.place,
+        place: extent.place.filter(|_| content != Content::Nothing),
     }
 }
 

@@ -84,7 +84,7 @@ use crate::flush::Flushes;
 use crate::grace::Grace;
 use crate::io::File;
 use crate::node::Node;
-use crate::sync::{Arc, AsyncMutex, AtomicBool, AtomicU64, Mutex, Ordering, RangeLocks};
+use crate::sync::{Arc, AsyncMutex, AtomicBool, AtomicU64, Mutex, OnceLock, Ordering, RangeLocks};
 
 /// After about so many clusters that needed no I/O a task lets the others on its thread go on, and others at the metadata lock.
 const CLUSTERS_AT_ONCE: u64 = 4096;
@@ -157,6 +157,8 @@ pub(crate) struct Image {
     corrupt: AtomicBool,
     /// Its header does not let it look whole.
     filling: AtomicBool,
+    /// Whether the file that holds the data has many holes, found out when it is asked for.
+    sparse: OnceLock<bool>,
     options: ImageOptions,
     /// Shared with the image that takes this one's place when it is read again.
     flushes: Arc<Flushes>,

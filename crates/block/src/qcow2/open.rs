@@ -244,6 +244,7 @@ impl Opening {
             writable: options.writable,
             corrupt: AtomicBool::new(corrupt),
             filling: AtomicBool::new(false),
+            sparse: Default::default(),
             options,
             flushes: Arc::new(Flushes::new(options.no_flush)),
             l1,

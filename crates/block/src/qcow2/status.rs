@@ -13,12 +13,46 @@ impl Image {
     pub(crate) async fn part(&self, queue: &Rc<Queue>, offset: u64, len: u64) -> Result<Part> {
         let run = self.run_to_write(queue, offset, len).await?;
         let (content, host) = match run.kind {
-            Kind::Unallocated(_) | Kind::Reserved { .. } => (None, None),
+            Kind::Unallocated(_) => (None, None),
+            Kind::Reserved { host, .. } => (None, Some(host)),
             Kind::Zero { host, .. } => (Some(Content::Zero), host),
             Kind::Data { host, .. } => (Some(Content::Data), Some(host)),
             Kind::Compressed(_) => (Some(Content::Compressed), None),
         };
         let place = host.filter(|_| self.is_plain()).map(|host| host.get());
-        Ok(Part { content, place, len: run.len })
+        let (hole, len) = match (content, place) {
+            (Some(Content::Data), Some(place)) if self.has_holes() => self.hole(place, run.len)?,
+            _ => (false, run.len),
+        };
+        Ok(Part { content, place, hole, len })
+    }
+
+    /// Whether the file takes clearly less of the host's space than it is long, as one does whose clusters were given places before they
+    /// were written. A file for data alone is not looked at, as by QEMU.
+    fn has_holes(&self) -> bool {
+        *self.sparse.get_or_init(|| {
+            let clusters = |bytes| self.geometry.cluster_bits.clusters_for(bytes);
+            match (self.file.length(), self.file.allocated()) {
+                (Ok(length), Ok(taken)) if self.external.is_none() => clusters(length) * 9 / 10 > clusters(taken),
+                _ => false,
+            }
+        })
+    }
+
+    /// Whether the `len` bytes at `place` of the file begin with a hole, and how many bytes are like that.
+    fn hole(&self, place: u64, len: u64) -> Result<(bool, u64)> {
+        let data = self.file.data_after(place);
+        let data = data.map_err(|e| self.io_error("cannot tell holes from data", place, e))?;
+        let (hole, end) = match data {
+            Some(data) if data.start <= place => (false, data.end),
+            Some(data) => (true, data.start),
+            None => (true, u64::MAX),
+        };
+        // In whole sectors, whatever the host's file system has.
+        let len = end.saturating_sub(place).clamp(1, len);
+        match len.is_multiple_of(512) || hole {
+            true if len >= 512 => Ok((hole, len - len % 512)),
+            _ => Ok((false, len.next_multiple_of(512))),
+        }
     }
 }

@@ -407,9 +407,12 @@ impl Story {
             What::Bitmap(BitmapChange::Create { name, .. } | BitmapChange::Remove(name)) => {
                 self.known.get(name).is_some_and(|known| known.open)
             }
-            What::Bitmap(BitmapChange::Enable(name) | BitmapChange::Disable(name) | BitmapChange::Clear(name)) => {
-                !good(name)
-            }
+            What::Bitmap(
+                BitmapChange::Enable(name)
+                | BitmapChange::Disable(name)
+                | BitmapChange::Clear(name)
+                | BitmapChange::Set { name, .. },
+            ) => !good(name),
             What::Bitmap(BitmapChange::Merge { into, from }) => !good(into) || !good(from),
             What::Resize(_) => false,
             // As many references as can be counted.
@@ -436,6 +439,13 @@ impl Story {
             What::Bitmap(BitmapChange::Merge { into, from }) => {
                 let source = self.known.get(from).cloned().ok_or("merged from nothing")?;
                 self.known.get_mut(into).ok_or("merged into nothing")?.merge(&source);
+            }
+            What::Bitmap(BitmapChange::Set { name, ranges }) => {
+                let known = self.known.get_mut(name).ok_or("set in nothing")?;
+                for range in ranges {
+                    Known::set(&mut known.must, known.granularity, range);
+                    Known::set(&mut known.may, known.granularity, range);
+                }
             }
             What::Bitmap(BitmapChange::Enable(name) | BitmapChange::Disable(name) | BitmapChange::Clear(name)) => {
                 let known =
@@ -471,6 +481,7 @@ impl Story {
                 | BitmapChange::Enable(name)
                 | BitmapChange::Disable(name)
                 | BitmapChange::Clear(name)
+                | BitmapChange::Set { name, .. }
                 | BitmapChange::Merge { into: name, .. },
             ) => {
                 self.known.get_mut(name).into_iter().for_each(Known::opened);

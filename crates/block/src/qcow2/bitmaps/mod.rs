@@ -256,6 +256,22 @@ impl Image {
         }
     }
 
+    /// Sets the bits for ranges of bytes of the disk.
+    pub(crate) async fn set_in_bitmap(&self, queue: &Rc<Queue>, name: &str, ranges: &[Range<u64>]) -> Result<()> {
+        let directory = self.any_directory(queue).await?;
+        let target = self.found(queue, &directory, name).await?;
+        for range in ranges {
+            let (start, end) = (range.start.min(self.size), range.end.min(self.size));
+            if start < end {
+                target.bits().mark(start, end - start);
+            }
+        }
+        match &target {
+            Found::Live(_) => Ok(()),
+            Found::Stored(bits) => self.rewrite_bitmap(queue, &directory, name, bits).await,
+        }
+    }
+
     /// Writes a disabled bitmap, or one that is disabled with that.
     async fn rewrite_bitmap(&self, queue: &Rc<Queue>, directory: &Directory, name: &str, bits: &Bits) -> Result<()> {
         let mut entries = directory.entries.clone();
