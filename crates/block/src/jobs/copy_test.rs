@@ -264,7 +264,7 @@ fn bits_are_set_beside_those_that_are() {
     for (name, enabled) in [("on", true), ("off", false)] {
         disk.create_bitmap(name, Some(65536), enabled).unwrap();
         disk.set_in_bitmap(name, &[0..1, 131_071..131_073]).unwrap();
-        disk.set_in_bitmap(name, &[SIZE - 512..u64::MAX]).unwrap();
+        disk.set_in_bitmap(name, std::slice::from_ref(&(SIZE - 512..u64::MAX))).unwrap();
     }
     disk.close().unwrap();
     drop(disk);
