@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::Parser;
-use cowhand_block::{Backing, Format, create_image_over, create_raw_over};
+use cowhand_block::{Backing, Format, NewFormat, make_image};
 
 use super::create_options::{CreateOptions, NewImage, creatable, help};
 use super::options::Options;
@@ -86,13 +86,14 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
 /// Makes the image that is called `name`.
 pub(super) fn make(options: &CreateOptions, size: u64, name: &str, cx: &Context) -> Result<(), String> {
     let path = cowhand_block::options::plain_name(name);
-    let made = match options.image(size)? {
-        NewImage::Raw { size, preallocation } => create_raw_over(&cx.policy.storage, &path, size, preallocation),
+    let (format, preallocation) = match options.image(size)? {
+        NewImage::Raw { size, preallocation } => (NewFormat::Raw(size), preallocation),
         NewImage::Qcow2 { params, preallocation } => {
-            create_image_over(&cx.policy.storage, &path, &params, preallocation)
+            (NewFormat::Qcow2(params, options.encryption(&cx.secrets)?), preallocation)
         }
     };
-    made.map_err(|e| if e.path() == Some(&path) { e.reason() } else { e.to_string() })
+    let new = cowhand_block::NewImage { path: path.clone(), format, preallocation, replace: true };
+    make_image(&cx.policy, &new).map_err(|e| if e.path() == Some(&path) { e.reason() } else { e.to_string() })
 }
 
 fn positional_size(text: &str) -> Result<u64, Failure> {

@@ -1,10 +1,16 @@
 //! What a new image can be asked to be: the options of `create` and `convert` (`-o`), their types, their defaults, their help, and the
 //! image that they make.
 
-use cowhand_block::{Format, Preallocation};
-use cowhand_qcow2::{ClusterBits, Compression, CreateParams};
+use std::time::Duration;
+
+use cowhand_block::secret::SecretSource;
+use cowhand_block::{Encryption, Format, Preallocation};
+use cowhand_qcow2::cipher::{Aes, Iv, Mode};
+use cowhand_qcow2::luks::Hash;
+use cowhand_qcow2::{CipherSpec, ClusterBits, Compression, CreateParams};
 
 use super::options::{Options, on_off};
+use super::secrets::Secrets;
 use super::units::{SizeError, parse_size};
 
 /// What an option's value is.
@@ -29,7 +35,7 @@ const fn known(name: &'static str, kind: Kind, default: Option<&'static str>, he
 }
 
 /// Those of qcow2, in the order in which QEMU shows them.
-const QCOW2: [Known; 21] = [
+const QCOW2: [Known; 23] = [
     known(
         "encryption",
         Kind::OnOff,
@@ -56,12 +62,21 @@ const QCOW2: [Known; 21] = [
     known("data_file_raw", Kind::OnOff, None, "The external data file must stay valid as a raw image"),
     known("lazy_refcounts", Kind::OnOff, Some("off"), "Postpone refcount updates"),
     known("refcount_bits", Kind::Number, Some("16"), "Width of a reference count entry in bits"),
+    NOCOW,
+    EXTENT_SIZE_HINT,
 ];
 
-const RAW: [Known; 2] = [
+const RAW: [Known; 4] = [
     known("size", Kind::Size, None, "Virtual disk size"),
     known("preallocation", Kind::Text, None, "Preallocation mode (allowed values: off, falloc, full)"),
+    NOCOW,
+    EXTENT_SIZE_HINT,
 ];
+
+/// What a file can be asked to be, whatever its content. It is known, and refused.
+const NOCOW: Known = known("nocow", Kind::OnOff, None, "Turn off copy-on-write (valid only on btrfs)");
+const EXTENT_SIZE_HINT: Known =
+    known("extent_size_hint", Kind::Size, None, "Extent size hint for the image file, 0 to disable");
 
 /// A new image.
 #[derive(Clone, Debug)]
@@ -98,8 +113,12 @@ pub(super) fn creatable(name: &str) -> Result<Format, String> {
 pub(super) fn help(format: Format, with_file: bool) -> String {
     let mut lines: Vec<String> = table(format)
         .iter()
-        // A raw image's space is the file's business.
-        .filter(|known| with_file || format == Format::Qcow2 || known.name == "size")
+        .filter(|known| match known.name {
+            "nocow" | "extent_size_hint" => with_file,
+            // A raw image's space is the file's business.
+            "preallocation" => with_file || format == Format::Qcow2,
+            _ => true,
+        })
         .map(|known| {
             let kind = match known.kind {
                 Kind::Text => "str",
@@ -170,6 +189,12 @@ impl CreateOptions {
 
     /// The image that they make, of `size` bytes.
     pub(super) fn image(&self, size: u64) -> Result<NewImage, String> {
+        if self.is_on("nocow") {
+            return Err("nocow=on is not supported; 'chattr +C' on the directory does the same".into());
+        }
+        if self.get("extent_size_hint").is_some_and(|hint| hint != "0") {
+            return Err("extent_size_hint is not supported".into());
+        }
         let preallocation = match self.get("preallocation") {
             None | Some("off") => Preallocation::Off,
             Some("metadata") if self.format == Format::Qcow2 => Preallocation::Metadata,
@@ -270,14 +295,68 @@ impl CreateOptions {
             (true, None) | (_, Some("aes")) => {
                 Err("Use of AES-CBC encrypted qcow2 images is no longer supported; take encrypt.format=luks".into())
             }
-            (_, Some("luks")) => Err("making encrypted images is not supported".into()),
-            (_, Some(other)) => Err(format!("Parameter 'format' does not accept value '{other}'")),
+            (_, Some("luks")) => self.luks().map(drop),
+            (_, Some(other)) => Err(not_accepted("format", other)),
             (false, None) => match self.options.iter().find(|(key, _)| key.starts_with("encrypt.")) {
                 Some(_) => Err("Parameter 'encrypt.format' is missing".into()),
                 None => Ok(()),
             },
         }
     }
+
+    /// How the image is encrypted, if it is.
+    pub(super) fn encryption(&self, secrets: &Secrets) -> Result<Option<Encryption>, String> {
+        if self.get("encrypt.format") != Some("luks") {
+            return Ok(None);
+        }
+        let secret = secrets.get(self.get("encrypt.key-secret").unwrap_or_default())?;
+        let SecretSource::Known(secret) = secret else {
+            return Err("the secret of a new image is given with --object secret".into());
+        };
+        let (cipher, hash, iter_time) = self.luks()?;
+        Ok(Some(Encryption { cipher, hash, iter_time, secret }))
+    }
+
+    /// Cipher, hash, and how long the key derivation takes.
+    fn luks(&self) -> Result<(CipherSpec, Hash, Duration), String> {
+        let aes = match self.get("encrypt.cipher-alg") {
+            None | Some("aes-256") => Aes::Aes256,
+            Some("aes-192") => Aes::Aes192,
+            Some("aes-128") => Aes::Aes128,
+            Some(other) => return Err(not_accepted("cipher-alg", other)),
+        };
+        let mode = match self.get("encrypt.cipher-mode") {
+            None | Some("xts") => Mode::Xts,
+            Some("cbc") => Mode::Cbc,
+            Some(other) => return Err(not_accepted("cipher-mode", other)),
+        };
+        let iv = match (self.get("encrypt.ivgen-alg"), self.get("encrypt.ivgen-hash-alg")) {
+            (None | Some("plain64"), None) => Iv::Plain64,
+            (Some("plain"), None) => Iv::Plain,
+            (Some("essiv"), None | Some("sha256")) => Iv::EssivSha256,
+            (None | Some("plain" | "plain64"), Some(_)) => {
+                return Err("encrypt.ivgen-hash-alg goes with encrypt.ivgen-alg=essiv alone".into());
+            }
+            (Some("essiv"), Some(other)) => return Err(not_accepted("ivgen-hash-alg", other)),
+            (Some(other), _) => return Err(not_accepted("ivgen-alg", other)),
+        };
+        let hash = match self.get("encrypt.hash-alg") {
+            None | Some("sha256") => Hash::Sha256,
+            Some("sha1") => Hash::Sha1,
+            Some("sha224") => Hash::Sha224,
+            Some("sha384") => Hash::Sha384,
+            Some("sha512") => Hash::Sha512,
+            Some("ripemd160") => Hash::Ripemd160,
+            Some(other) => return Err(not_accepted("hash-alg", other)),
+        };
+        let time = self.get("encrypt.iter-time").unwrap_or("2000");
+        let time = time.parse().map_err(|_| not_accepted("iter-time", time))?;
+        Ok((CipherSpec { aes, mode, iv }, hash, Duration::from_millis(time)))
+    }
+}
+
+fn not_accepted(name: &str, value: &str) -> String {
+    format!("Parameter '{name}' does not accept value '{value}'")
 }
 
 /// An option's value in bytes.

@@ -9,12 +9,14 @@
 #![allow(dead_code, reason = "what subcommands share comes before the last of them")]
 
 mod bench;
+mod check;
 mod compare;
 pub(crate) mod context;
 mod convert;
 mod create;
 mod create_options;
 mod dd;
+mod info;
 mod map;
 mod measure;
 mod options;
@@ -22,6 +24,8 @@ mod progress;
 mod resize;
 mod secrets;
 mod snapshot_view;
+pub(crate) mod snapshots;
+pub(crate) mod tree;
 pub(crate) mod units;
 
 use std::ffi::OsString;
@@ -78,10 +82,12 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Bench(bench::Args),
+    Check(check::Args),
     Compare(compare::Args),
     Convert(Box<convert::Args>),
     Create(create::Args),
     Dd(dd::Args),
+    Info(info::Args),
     Map(map::Args),
     Measure(measure::Args),
     Resize(resize::Args),
@@ -110,10 +116,12 @@ pub(crate) fn main(words: Vec<OsString>, name: Name) -> ExitCode {
     let cx = Context::new(name.text(), policy);
     let result = match cli.command {
         Command::Bench(args) => bench::run(&args, &cx),
+        Command::Check(args) => check::run(&args, &cx),
         Command::Compare(args) => compare::run(&args, &cx),
         Command::Convert(args) => convert::run(&args, &cx),
         Command::Create(args) => create::run(&args, &cx),
         Command::Dd(args) => dd::run(&args, &cx),
+        Command::Info(args) => info::run(&args, &cx),
         Command::Map(args) => map::run(&args, &cx),
         Command::Measure(args) => measure::run(&args, &cx),
         Command::Resize(args) => resize::run(&args, &cx),

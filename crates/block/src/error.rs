@@ -96,6 +96,13 @@ impl Error {
         error
     }
 
+    /// A file that could not be made, said as QEMU says it.
+    pub(crate) fn create(path: &Path, source: io::Error) -> Self {
+        let mut error = Self::io(format!("Could not create '{}'", path.display()), source).at_path(path);
+        error.0.named = true;
+        error
+    }
+
     /// The same error, with QEMU's words for it.
     #[must_use]
     pub(crate) fn briefly(mut self, words: Option<impl Into<String>>) -> Self {

@@ -33,6 +33,17 @@ pub struct ImageInfo {
     pub qcow2: Option<Qcow2Info>,
 }
 
+impl ImageInfo {
+    /// The backing file that the image names, if there is one, where the policy allows to open it.
+    ///
+    /// # Errors
+    /// It is no plain file, is not there, or lies outside the allowed directories.
+    pub fn backing(&self, policy: &OpenPolicy) -> Result<Option<PathBuf>> {
+        let name = self.qcow2.as_ref().and_then(|qcow2| qcow2.header.backing_name.as_ref());
+        name.map(|name| chain::referenced_path("backing file", name, &self.path, policy)).transpose()
+    }
+}
+
 /// What there is to say of a qcow2 image.
 #[derive(Clone, Debug)]
 pub struct Qcow2Info {

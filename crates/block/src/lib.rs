@@ -23,6 +23,7 @@ mod join;
 #[cfg(test)]
 mod live_test;
 mod mutation;
+mod new_image;
 mod node;
 pub mod options;
 #[cfg(test)]
@@ -52,9 +53,10 @@ pub use copy_before::CopyBeforeWrite;
 pub use disk::{Disk, DiskQueue, LayerInfo};
 pub use error::{Error, ErrorKind, Result};
 pub use inspect::{ImageInfo, Qcow2Info, inspect};
+pub use new_image::{Encryption, NewFormat, NewImage, make_image};
 pub use overlay::{Overlay, OverlayOptions, OverlaySource, snapshot_disks};
 pub use probe::probe_format;
-pub use qcow2::create::{Preallocation, create_image, create_image_over, create_raw_over};
+pub use qcow2::create::{Preallocation, create_image};
 pub use request::{Event, Limits, Request, RequestQueue, Wait};
 pub use spec::{Backing, Cache, DiskSpec, Format, FormatError, SpecError};
 pub use status::{Content, Extent, Extents};

@@ -1,6 +1,6 @@
 //! The walk through the active tables in the guest's order: the COPIED flags, and how the disk's clusters lie.
 
-use cowhand_qcow2::{GuestOffset, HostOffset, L1Entry, L2Entry, L2Kind};
+use cowhand_qcow2::{FormatError, GuestOffset, HostOffset, L1Entry, L2Entry, L2Kind};
 
 use super::report::FindingKind;
 use super::walk::{PART, Walked};
@@ -115,6 +115,14 @@ impl Checker {
                     continue;
                 }
                 Ok(L2Kind::Data { host, .. } | L2Kind::Zero { host: Some(host), .. }) => host,
+                // Told of by the walk; allocated nonetheless.
+                Err(FormatError::Misaligned { .. }) => {
+                    let offset = entry.offset_bits();
+                    stats.allocated += 1;
+                    stats.fragmented += u64::from(contiguous.is_some_and(|next| next != offset));
+                    contiguous = offset.checked_add(self.cluster_size());
+                    continue;
+                }
                 _ => continue,
             };
             stats.allocated += 1;
@@ -127,6 +135,12 @@ impl Checker {
             } else if self.cluster_of(host) < self.end {
                 w.refs.is_stored_one(self.cluster_of(host))
             } else {
+                // Past the end of the file: that is not put right here.
+                let refcount = self.stored_count(&w.stored, self.cluster_of(host)).await?;
+                if fix == Fix::Report && (refcount == 1) != entry.copied() {
+                    let what = format!("OFLAG_COPIED data cluster: l2_entry={:x} refcount={refcount}", entry.raw());
+                    self.found_as(FindingKind::Copied, named_at, || what);
+                }
                 continue;
             };
             if wanted != entry.copied() {

@@ -1,0 +1,205 @@
+//! Making new images: raw or qcow2, encrypted or not, in a new file or in place of an old one.
+//!
+//! Everything that can be known to be wrong is found before anything is made or overwritten. What could not be finished is removed if it
+//! was made here; of a file that was there an empty one is left. An image's first sector is written last, so what is not finished is no
+//! image.
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use cowhand_qcow2::luks::{self, Hash, Iterations};
+use cowhand_qcow2::{CipherSpec, CreateParams};
+use zeroize::Zeroizing;
+
+use crate::chain::{self, OpenPolicy};
+use crate::disk::{block_on, blocking_driver};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Barrier, File, OpenMode, Storage};
+use crate::qcow2::create::{self, Preallocation, Template, take_space};
+use crate::queue::Queue;
+use crate::secret::Secret;
+use crate::spec::{DiskSpec, Format};
+use crate::sync::Arc;
+
+/// How the data of a new image is encrypted: LUKS.
+#[derive(Clone, Debug)]
+pub struct Encryption {
+    /// The cipher.
+    pub cipher: CipherSpec,
+    /// The hash of the key derivation.
+    pub hash: Hash,
+    /// How long deriving the key from the secret shall take on this host.
+    pub iter_time: Duration,
+    /// What opens the image.
+    pub secret: Secret,
+}
+
+/// What a new image is.
+#[derive(Clone, Debug)]
+pub enum NewFormat {
+    /// The disk's bytes, so many of them; rounded up to a multiple of 512.
+    Raw(u64),
+    /// A qcow2 image.
+    Qcow2(Box<CreateParams>, Option<Encryption>),
+}
+
+/// An image that is to be made.
+#[derive(Clone, Debug)]
+pub struct NewImage {
+    /// Its file.
+    pub path: PathBuf,
+    /// What it is.
+    pub format: NewFormat,
+    /// What of its space is taken at once.
+    pub preallocation: Preallocation,
+    /// Whether it may take the place of what the file holds (or the block device, which must be large enough). Otherwise a file of this
+    /// name must not exist. The same holds for its external data file.
+    pub replace: bool,
+}
+
+impl Encryption {
+    /// A LUKS header with a key of its own.
+    fn create(&self, storage: &Arc<dyn Storage>, path: &Path) -> Result<luks::Created> {
+        let budget = self.iter_time.min(Duration::from_secs(3600));
+        let mut probed = Iterations::MIN;
+        let iterations = loop {
+            let before = storage.now();
+            self.hash.probe(self.cipher.key_bytes(), probed);
+            let took = storage.now().saturating_sub(before);
+            if took >= PROBE || probed == Iterations::MAX {
+                break Iterations::within(budget, probed, took);
+            }
+            probed = Iterations::new(probed.get().saturating_mul(4)).unwrap_or(Iterations::MAX);
+        };
+        let params = luks::CreateParams {
+            cipher: self.cipher,
+            hash: self.hash,
+            iterations,
+            digest_iterations: iterations.eighth(),
+        };
+        let mut entropy = Zeroizing::new(vec![0; params.entropy_len()]);
+        storage.entropy(&mut entropy).map_err(|e| Error::io("cannot get random numbers", e).at_path(path))?;
+        let created = params.create(self.secret.bytes(), &entropy);
+        created.map_err(|e| Error::new(ErrorKind::Invalid, e.to_string()).at_path(path))
+    }
+}
+
+/// A measurement shorter than this says little.
+const PROBE: Duration = Duration::from_millis(20);
+
+/// Makes an image, with its directory entries durable.
+///
+/// # Errors
+/// The options contradict each other; the file exists and may not be replaced, or somebody else uses it; the host's.
+pub fn make_image(policy: &OpenPolicy, new: &NewImage) -> Result<()> {
+    let template = match &new.format {
+        NewFormat::Raw(_) => None,
+        NewFormat::Qcow2(params, encryption) => {
+            create::check(&new.path, params, new.preallocation, encryption.is_some())?;
+            let luks = encryption.as_ref().map(|e| e.create(&policy.storage, &new.path)).transpose()?;
+            Some(Template { params: (**params).clone(), preallocation: new.preallocation, luks: luks.map(|l| l.area) })
+        }
+    };
+    let queue = Queue::new(blocking_driver(&policy.storage)?);
+    let mut making = Making { policy, replace: new.replace, queue, files: Vec::new() };
+    let made = making.make(new, template);
+    making.finish(made)
+}
+
+/// A file that is being made or filled anew.
+struct Made {
+    path: PathBuf,
+    file: File,
+    /// It was there before.
+    replaced: bool,
+}
+
+struct Making<'a> {
+    policy: &'a OpenPolicy,
+    replace: bool,
+    queue: Rc<Queue>,
+    files: Vec<Made>,
+}
+
+impl Making<'_> {
+    fn make(&mut self, new: &NewImage, template: Option<Template>) -> Result<()> {
+        let path = new.path.clone();
+        let Some(template) = template else {
+            let NewFormat::Raw(size) = new.format else { return Ok(()) };
+            let file = self.file(&path)?;
+            let (queue, preallocation) = (self.queue.clone(), new.preallocation);
+            return block_on(&self.queue, async move { raw(&queue, &file, &path, size, preallocation).await });
+        };
+        let data_path = create::data_path(&path, &template.params)?;
+        let file = self.file(&path)?;
+        let data = data_path.map(|path| self.file(&path)).transpose()?;
+        let queue = self.queue.clone();
+        let task = async move { template.create(&queue, (&file, data.as_ref()), &path, false).await };
+        block_on(&self.queue, task)
+    }
+
+    /// A new file, or an old one that holds nothing any more.
+    fn file(&mut self, path: &Path) -> Result<File> {
+        let storage = &self.policy.storage;
+        let (file, replaced) = match storage.create(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && self.replace => {
+                let spec = DiskSpec { readonly: false, ..DiskSpec::new(path, Format::Raw) };
+                let file = storage.open(path, OpenMode { write: true, direct: false });
+                let file = file.map_err(|e| Error::open(path, e))?;
+                chain::lock(&file, path, true, &spec)?;
+                (file, true)
+            }
+            created => (created.map_err(|e| Error::create(path, e))?, false),
+        };
+        self.files.push(Made { path: path.to_path_buf(), file: file.clone(), replaced });
+        if replaced && !file.traits().block_device {
+            let (queue, emptied) = (self.queue.clone(), file.clone());
+            let task = async move {
+                queue.set_length(&emptied, 0).await.map_err(|e| Error::io("cannot change the file's length", e))
+            };
+            block_on(&self.queue, task).map_err(|e| e.at_path(path))?;
+        }
+        Ok(file)
+    }
+
+    fn finish(self, made: Result<()>) -> Result<()> {
+        let storage = &self.policy.storage;
+        let mut result = made;
+        for Made { path, file, replaced } in self.files {
+            file.unlock();
+            if result.is_err() {
+                // What went wrong is what matters; a file that stays has no header, and is no image.
+                if !replaced {
+                    let _ = storage.remove(&path);
+                }
+            } else if !replaced {
+                let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let synced = storage.sync_dir(dir);
+                result = synced.map_err(|e| Error::io("cannot make the directory entry durable", e).at_path(&path));
+            }
+        }
+        result
+    }
+}
+
+/// Makes a raw disk of an empty file, or sees that a block device is large enough for it.
+async fn raw(queue: &Rc<Queue>, file: &File, path: &Path, size: u64, preallocation: Preallocation) -> Result<()> {
+    let too_large = || Error::new(ErrorKind::Invalid, "the disk would be too large").at_path(path);
+    let size = size.checked_next_multiple_of(512).ok_or_else(too_large)?;
+    if file.traits().block_device {
+        let length = file.length().map_err(|e| Error::io("cannot tell the device's size", e).at_path(path))?;
+        return match length >= size {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::NoSpace, "The image size is too large for the device").at_path(path)),
+        };
+    }
+    queue.set_length(file, size).await.map_err(|e| Error::io("Could not resize file", e).at_path(path))?;
+    let taken = take_space(queue, file, 0, size, preallocation).await;
+    taken.map_err(|e| Error::io("Could not preallocate data", e).at_path(path))?;
+    queue.flush(file, Barrier::Create).await.map_err(|e| Error::io("cannot flush", e).at_path(path))
+}
+
+#[cfg(test)]
+#[path = "new_image_test.rs"]
+mod tests;
