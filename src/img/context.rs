@@ -108,6 +108,14 @@ impl Context {
         Failure::new(format!("{message}\nTry '{} {subcommand} --help' for more info", self.program))
     }
 
+    /// The same failure, with what to do next; QEMU's callers expect its words alone.
+    pub(crate) fn advise(&self, failure: Failure, advice: &str) -> Failure {
+        if self.program == super::Name::Qemu.text() {
+            return failure;
+        }
+        Failure { message: format!("{}; {advice}", failure.message), ..failure }
+    }
+
     /// What is said of an image that cannot be opened.
     pub(crate) fn cannot_open(name: &str, reason: &str) -> Failure {
         Failure::new(format!("Could not open '{name}': {reason}"))

@@ -8,8 +8,11 @@
 
 #![allow(dead_code, reason = "what subcommands share comes before the last of them")]
 
+mod amend;
 mod bench;
+mod bitmap;
 mod check;
+mod commit;
 mod compare;
 pub(crate) mod context;
 mod convert;
@@ -20,9 +23,12 @@ mod info;
 mod map;
 mod measure;
 mod options;
+mod pace;
 mod progress;
+mod rebase;
 mod resize;
 mod secrets;
+mod snapshot;
 mod snapshot_view;
 pub(crate) mod snapshots;
 pub(crate) mod tree;
@@ -81,8 +87,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Amend(amend::Args),
     Bench(bench::Args),
+    Bitmap(bitmap::Args),
     Check(check::Args),
+    Commit(commit::Args),
     Compare(compare::Args),
     Convert(Box<convert::Args>),
     Create(create::Args),
@@ -90,7 +99,9 @@ enum Command {
     Info(info::Args),
     Map(map::Args),
     Measure(measure::Args),
+    Rebase(rebase::Args),
     Resize(resize::Args),
+    Snapshot(snapshot::Args),
 }
 
 /// Runs the tool with `words`, the program's own name among them first; gives the exit status.
@@ -115,8 +126,11 @@ pub(crate) fn main(words: Vec<OsString>, name: Name) -> ExitCode {
     let policy = OpenPolicy { allow_dirs, probe, ..OpenPolicy::host() };
     let cx = Context::new(name.text(), policy);
     let result = match cli.command {
+        Command::Amend(args) => amend::run(&args, &cx),
         Command::Bench(args) => bench::run(&args, &cx),
+        Command::Bitmap(args) => bitmap::run(&args, &cx),
         Command::Check(args) => check::run(&args, &cx),
+        Command::Commit(args) => commit::run(&args, &cx),
         Command::Compare(args) => compare::run(&args, &cx),
         Command::Convert(args) => convert::run(&args, &cx),
         Command::Create(args) => create::run(&args, &cx),
@@ -124,7 +138,9 @@ pub(crate) fn main(words: Vec<OsString>, name: Name) -> ExitCode {
         Command::Info(args) => info::run(&args, &cx),
         Command::Map(args) => map::run(&args, &cx),
         Command::Measure(args) => measure::run(&args, &cx),
+        Command::Rebase(args) => rebase::run(&args, &cx),
         Command::Resize(args) => resize::run(&args, &cx),
+        Command::Snapshot(args) => snapshot::run(&args, &cx),
     };
     match result {
         Ok(status) => ExitCode::from(status),

@@ -143,6 +143,22 @@ impl Disk {
         self.change_bitmaps(BitmapChange::Set { name: name.into(), ranges: ranges.to_vec() })
     }
 
+    /// The same with a bitmap of another disk of the same size.
+    ///
+    /// # Errors
+    /// As [`disable_bitmap`](Self::disable_bitmap); the disks are of different sizes.
+    pub fn merge_bitmap_of(self: &Arc<Self>, into: &str, source: &Arc<Self>, from: &str) -> Result<()> {
+        let ranges = source.bitmap_ranges(from)?;
+        let (ours, theirs) = (self.size(), source.size());
+        if ours != theirs {
+            let message = format!(
+                "Bitmaps are of different sizes (destination size is {ours}, source size is {theirs}) and can't be merged"
+            );
+            return Err(Error::new(ErrorKind::Invalid, message).at_path(&self.spec().path));
+        }
+        self.change_bitmaps(BitmapChange::Set { name: into.into(), ranges })
+    }
+
     /// What the bitmap says has changed: ranges of bytes of the disk, in ascending order, none of which touches another. A write that
     /// ends after the call may be in it or not.
     ///

@@ -186,18 +186,26 @@ impl Disk {
 
     pub(crate) async fn resize_on(&self, queue: &Rc<Queue>, bytes: u64, preallocation: Preallocation) -> Result<()> {
         let _changes = self.changes().lock().await;
-        check_size(self.spec(), bytes)?;
-        self.check_followed(bytes)?;
         let node = self.node();
-        match &*node {
-            Node::Raw(raw) => raw.check_resize(bytes, preallocation)?,
-            Node::Qcow2(image) => image.check_resize(bytes)?,
-        }
-        if bytes < node.size() && preallocation != Preallocation::Off {
+        let old = match &*node {
+            Node::Raw(raw) => {
+                raw.check_resize(preallocation)?;
+                // Which need not be a multiple of anything, though the disk's is.
+                raw.length()?
+            }
+            Node::Qcow2(image) => {
+                image.check_resize(bytes)?;
+                image.size()
+            }
+        };
+        let served = bytes.checked_next_multiple_of(512).unwrap_or(bytes);
+        check_size(self.spec(), served)?;
+        self.check_followed(served)?;
+        if bytes < old && preallocation != Preallocation::Off {
             let message = "a disk that becomes smaller needs no space";
             return Err(Error::new(ErrorKind::Invalid, message).at_path(node.path()));
         }
-        if bytes == node.size() {
+        if bytes == old {
             return Ok(());
         }
         // What is cut off, if anything is.

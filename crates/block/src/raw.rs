@@ -38,34 +38,31 @@ impl RawImage {
     }
 
     /// Why the file cannot be made `size` bytes long, as far as that can be told before.
-    pub(crate) fn check_resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
+    pub(crate) fn check_resize(&self, preallocation: Preallocation) -> Result<()> {
         self.check_writable()?;
         let refuse = |kind, message: &str| Err(Error::new(kind, message).at_path(&self.path));
         if self.file.traits().block_device {
             return refuse(ErrorKind::Unsupported, "a block device has the size that it has");
         }
         if preallocation == Preallocation::Metadata {
-            return refuse(
-                ErrorKind::Invalid,
-                "a raw disk has no metadata to preallocate (off, falloc and full it knows)",
-            );
-        }
-        if !size.is_multiple_of(512) {
-            return refuse(
-                ErrorKind::Invalid,
-                &format!("a disk's size is a multiple of 512 bytes, which {size} is not"),
-            );
+            return refuse(ErrorKind::Invalid, "Unsupported preallocation mode: metadata");
         }
         Ok(())
     }
 
+    /// How long the file is, in bytes.
+    pub(crate) fn length(&self) -> Result<u64> {
+        self.file.length().map_err(|e| self.error("cannot tell the file's length", 0, e))
+    }
+
     /// Makes the file `size` bytes long, durably; it takes the host's space for what is added if that is asked for.
     pub(crate) async fn resize(&self, queue: &Rc<Queue>, size: u64, preallocation: Preallocation) -> Result<()> {
+        let old = self.length()?;
         let resized = queue.set_length(&self.file, size).await;
         resized.map_err(|e| self.error("cannot change the file's length", size, e))?;
         if let Err(e) = self.take_space(queue, size, preallocation).await {
             // As long as it was, so that nobody takes the disk for what it has not become. What went wrong is what matters.
-            let _ = queue.set_length(&self.file, self.size).await;
+            let _ = queue.set_length(&self.file, old).await;
             return Err(e);
         }
         self.flush(queue).await

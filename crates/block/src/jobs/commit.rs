@@ -35,6 +35,26 @@ pub struct CommitOptions {
 /// There is no backing file, or no such image in the chain; the image below cannot be written; the host's. Both images are sound then, and
 /// the overlay shows the disk as it was.
 pub fn commit(spec: &DiskSpec, policy: &OpenPolicy, options: &CommitOptions, progress: Progress) -> Result<()> {
+    let (top, base, empty) = open_both(spec, policy, options)?;
+    let driver = policy.storage.driver().map_err(|e| Error::io("cannot set up an I/O queue", e))?;
+    let queue = Queue::new(driver);
+    let task = {
+        let (queue, top, base) = (queue.clone(), top.clone(), base.clone());
+        async move { commit_on(&queue, &top, &base, empty, progress).await }
+    };
+    let committed = block_on(&queue, task);
+    // The base first: the overlay's layers, among which it is, are unlocked together.
+    let closed = base.close();
+    let closed = closed.and(top.close());
+    committed.and(closed)
+}
+
+/// Opens the overlay and the image below that takes what it has, which is made large enough; and whether the overlay is to be emptied.
+pub(crate) fn open_both(
+    spec: &DiskSpec,
+    policy: &OpenPolicy,
+    options: &CommitOptions,
+) -> Result<(Arc<Disk>, Arc<Disk>, bool)> {
     let reader = Disk::open(&DiskSpec { readonly: true, ..spec.clone() }, policy)?;
     let depth = match &options.base {
         None if reader.layers().len() < 2 => {
@@ -53,17 +73,7 @@ pub fn commit(spec: &DiskSpec, policy: &OpenPolicy, options: &CommitOptions, pro
         base.resize(size)?;
         top = Disk::open_over(spec, policy, &base)?;
     }
-    let driver = policy.storage.driver().map_err(|e| Error::io("cannot set up an I/O queue", e))?;
-    let queue = Queue::new(driver);
-    let task = {
-        let (queue, top, base, empty) = (queue.clone(), top.clone(), base.clone(), !options.keep && depth == 1);
-        async move { commit_on(&queue, &top, &base, empty, progress).await }
-    };
-    let committed = block_on(&queue, task);
-    // The base first: the overlay's layers, among which it is, are unlocked together.
-    let closed = base.close();
-    let closed = closed.and(top.close());
-    committed.and(closed)
+    Ok((top, base, !options.keep && options.base.is_none()))
 }
 
 /// How the image at `depth` is opened to be written.

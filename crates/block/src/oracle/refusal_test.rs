@@ -189,7 +189,7 @@ fn edge_13_encrypted_images_are_refused_without_their_secret() {
     let spec = DiskSpec { secret: Some(SecretSource::File(secret)), ..DiskSpec::new(&path, Format::Qcow2) };
     let error = Disk::open(&spec, &policy(Engine::Auto)).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Refused);
-    assert!(error.to_string().contains("no key slot opens with this secret"), "{error}");
+    assert!(error.to_string().contains("Invalid password, cannot unlock any keyslot"), "{error}");
     let spec = DiskSpec { secret: Some("file:/nonexistent".parse().unwrap()), ..spec };
     let error = Disk::open(&spec, &policy(Engine::Auto)).err().unwrap().to_string();
     assert!(error.contains("cannot read the secret from /nonexistent"), "{error}");

@@ -280,8 +280,10 @@ impl Opening {
             return Ok(Some(Cipher::legacy_aes(secret.bytes())));
         };
         let luks_error = |e: LuksError| {
-            let kind = if matches!(e, LuksError::NoSlotOpens) { ErrorKind::Refused } else { ErrorKind::Corrupt };
-            self.refuse(kind, &e.to_string()).at_offset(place.offset.get())
+            if matches!(e, LuksError::NoSlotOpens | LuksError::NoActiveSlot) {
+                return self.refuse(ErrorKind::Refused, "Invalid password, cannot unlock any keyslot");
+            }
+            self.refuse(ErrorKind::Corrupt, &e.to_string()).at_offset(place.offset.get())
         };
         let what = "encryption header";
         // Its length is bounded where the extension is parsed.

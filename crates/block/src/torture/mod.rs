@@ -563,3 +563,7 @@ mod defect_tests;
 #[cfg(test)]
 #[path = "play_test.rs"]
 mod play_tests;
+
+#[cfg(test)]
+#[path = "jobs_test.rs"]
+mod jobs_tests;

@@ -68,13 +68,14 @@ impl Image {
     fn usable<'a>(&self, directory: &'a Directory, name: &str) -> Result<&'a DirectoryEntry> {
         let refuse = |kind, what: &str| Err(self.bitmap_error(kind, format!("the bitmap '{name}' {what}")));
         let Some(entry) = directory.find(name.as_bytes()) else {
-            return Err(self.bitmap_error(ErrorKind::NotFound, format!("there is no bitmap '{name}'")));
+            return Err(self.bitmap_error(ErrorKind::NotFound, format!("Dirty bitmap '{name}' not found")));
         };
         if !entry.is_usable() {
             return refuse(ErrorKind::Unsupported, "has extra data that is not known, so it is kept as it is");
         }
         if entry.flags.contains(BitmapFlags::IN_USE) && self.live(&entry.name).is_none() {
-            return refuse(ErrorKind::Invalid, "is inconsistent: it was not saved properly; it can only be removed");
+            let message = format!("Bitmap '{name}' is inconsistent and cannot be used");
+            return Err(self.bitmap_error(ErrorKind::Invalid, message));
         }
         Ok(entry)
     }
@@ -123,8 +124,7 @@ impl Image {
     pub(crate) fn check_bitmaps_writable(&self) -> Result<()> {
         self.check_writable()?;
         if self.geometry.version < 3 {
-            let message =
-                "a version 2 image cannot have bitmaps; convert it to version 3 ('qemu-img amend -o compat=1.1')";
+            let message = "Cannot store dirty bitmaps in qcow2 v2 files";
             return Err(self.bitmap_error(ErrorKind::Unsupported, message.into()));
         }
         Ok(())
@@ -160,7 +160,7 @@ impl Image {
             return refuse(format!("a bitmap's name has 1 to {} bytes, not {}", limits::BITMAP_NAME_MAX, name.len()));
         }
         if directory.find(name.as_bytes()).is_some() {
-            return refuse(format!("there is a bitmap '{name}' already"));
+            return refuse(format!("Bitmap already exists: {name}"));
         }
         if directory.entries.len() >= limits::BITMAPS_MAX as usize {
             return refuse(format!("there are {} bitmaps already, which is the most", directory.entries.len()));
@@ -169,9 +169,7 @@ impl Image {
         let (min, max) = (limits::BITMAP_GRANULARITY_BITS_MIN, limits::BITMAP_GRANULARITY_BITS_MAX);
         let bits = granularity.trailing_zeros();
         if !granularity.is_power_of_two() || !(u32::from(min)..=u32::from(max)).contains(&bits) {
-            return refuse(format!(
-                "a bitmap's granularity is a power of two from 2^{min} to 2^{max}, not {granularity}"
-            ));
+            return refuse("Granularity must be power of 2 and at least 512".into());
         }
         let entry = DirectoryEntry {
             table_offset: HostOffset::new(0),
