@@ -374,7 +374,7 @@ fn fill(args: &Args, plan: &Plan<'_>, sources: &[Arc<Disk>], target: &Arc<Disk>,
     });
     if let Some(progress) = progress {
         if finished.is_ok() {
-            progress.show(1, 1);
+            progress.all();
         }
         progress.end();
     }

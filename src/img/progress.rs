@@ -32,6 +32,12 @@ impl Progress {
         let _ = std::io::stdout().flush();
     }
 
+    /// Shows that all is done, as QEMU does though it may have been shown.
+    pub(crate) fn all(&self) {
+        self.last.set(None);
+        self.show(1, 1);
+    }
+
     /// Ends the line.
     pub(crate) fn end(&self) {
         println!();

@@ -1,7 +1,7 @@
 //! Fills a disk from others: reads what they have, finds the zeros, and writes the rest, with many reads and writes under way at once.
 //!
 //! Several workers, each a task with a buffer of its own, take the parts of the copy in order ([`super::plan`]). Reads overlap with each
-//! other and with writes. Writes are begun in the order of their offsets, so that what lies together on the disk lies together in the
+//! other and with writes. Writes are made in the order of their offsets, so that what lies together on the disk lies together in the
 //! target's file, unless the order is given up for speed. What is compressed is compressed by the pool that computes, many clusters at
 //! once.
 //!
@@ -348,7 +348,7 @@ impl Copy {
     /// Waits until this part may be written. The last one comes after all others are over, so that a raw file that grows with what is
     /// written has its length only when it has everything. False if the copy has failed meanwhile.
     async fn in_turn(&self, number: u64, range: &Range<u64>) -> bool {
-        if self.is_last(range) {
+        if self.is_last(range) || self.one_by_one() {
             self.ended_parts.until(number).await;
         }
         if !self.options.out_of_order {
@@ -356,6 +356,12 @@ impl Copy {
             self.begun_parts.reach(number + 1);
         }
         self.failed.borrow().is_none()
+    }
+
+    /// Whether each write waits for the one before it. In an image the order in which writes end is that in which clusters are given out;
+    /// compressed ones would wait for the processors then, and in a raw file everything has its place.
+    fn one_by_one(&self) -> bool {
+        !self.options.out_of_order && !self.options.compressed && !self.target.node().is_plain_file()
     }
 
     fn is_last(&self, range: &Range<u64>) -> bool {
@@ -424,7 +430,7 @@ impl Copy {
             let data = vec![buffer.seg(part.range.start, part.range.len())];
             self.write_to_target(offset, data).await
         };
-        let at_once = if self.is_last(range) { 1 } else { PARTS_AT_ONCE };
+        let at_once = if self.is_last(range) || self.one_by_one() { 1 } else { PARTS_AT_ONCE };
         join_some(parts.into_iter().map(one), at_once).await
     }
 
