@@ -23,7 +23,8 @@ impl Progress {
     pub(crate) fn show(&self, done: u64, total: u64) {
         let hundredths = u128::from(done.min(total)) * 10_000 / u128::from(total.max(1));
         let now = hundredths as u64;
-        if self.last.get().is_some_and(|last| now < last + STEP) {
+        // The end is shown whenever it is said, as QEMU does.
+        if now < 10_000 && self.last.get().is_some_and(|last| now < last + STEP) {
             return;
         }
         self.last.set(Some(now));

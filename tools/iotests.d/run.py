@@ -63,6 +63,21 @@ def read_list(path: Path) -> list:
     return tests
 
 
+def record(path: Path, mode: str, results: list) -> None:
+    """Writes into the list which of the tests that ran pass in a mode."""
+    passes = {result.test.name: result.outcome == "passed" for result in results if result.outcome != "not run"}
+    lines = []
+    for line in path.read_text().splitlines():
+        head, colon, reason = line.partition(" : ")
+        words = head.split()
+        if words and words[0] in passes:
+            name, *words = [word for word in words if word != mode]
+            words = sorted(words + [mode] * passes[name], key=["img", "both", "slow", "tmpfs"].index)
+            line = " ".join([name, *words]) + colon + reason
+        lines.append(line)
+    path.write_text("\n".join(lines) + "\n")
+
+
 def chosen(tests: list, names: list) -> list:
     known = {test.name: test for test in tests}
     return [known.get(name.removeprefix("tests/")) or Test(name, frozenset(), "") for name in names] or tests
@@ -197,6 +212,7 @@ def main() -> int:
     parser.add_argument("--mode", choices=MODES, action="append", required=True)
     parser.add_argument("--known", action="store_true")
     parser.add_argument("--diff", action="store_true")
+    parser.add_argument("--record", action="store_true")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("tests", nargs="*")
     arguments = parser.parse_args()
@@ -218,6 +234,8 @@ def main() -> int:
             unexpected += sum(result.outcome == "failed" for result in results)
         else:
             unexpected += report(mode, results, arguments.diff)
+            if arguments.record and mode != "qemu":
+                record(arguments.list, mode, results)
         sys.stdout.flush()
     return 1 if unexpected else 0
 

@@ -55,6 +55,7 @@ fn out_of_range(field: Field, value: u64, max: u64) -> Option<Cow<'static, str>>
         "refcount_table_clusters" => "Reference count table too large",
         "nb_snapshots" => "Snapshot table too large",
         "l1_size" => "Active L1 table too large",
+        "snapshot's l1_size" => "Snapshot L1 table too large",
         "size" => "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
         _ => misplaced(field)?,
     };
@@ -66,6 +67,7 @@ fn misplaced(field: Field) -> Option<&'static str> {
     match field.name() {
         "l1_table_offset" => Some("Active L1 table offset invalid"),
         "refcount_table_offset" => Some("Reference count table offset invalid"),
+        "snapshot's l1_table_offset" => Some("Snapshot L1 table offset invalid"),
         "snapshots_offset" => Some("Snapshot table offset invalid"),
         _ => None,
     }

@@ -241,6 +241,7 @@ impl Image {
 
     fn format_error(&self, error: &FormatError) -> Error {
         Error::new(ErrorKind::Corrupt, format!("the image is damaged: {error}; look at it with a check"))
+            .briefly(error.brief())
             .at_path(&self.path)
     }
 

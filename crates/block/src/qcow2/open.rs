@@ -308,7 +308,8 @@ impl Opening {
         let geometry = header.geometry();
         let bits = geometry.cluster_bits;
         let corrupt = |e: FormatError| {
-            self.refuse(ErrorKind::Corrupt, &format!("the image is damaged: {e}; look at it with a check"))
+            let message = format!("the image is damaged: {e}; look at it with a check");
+            self.refuse(ErrorKind::Corrupt, &message).briefly(e.brief())
         };
         let part = |what, offset: HostOffset, bytes: u64| {
             let first = bits.index_of(offset.get());

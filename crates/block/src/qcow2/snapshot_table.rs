@@ -54,7 +54,10 @@ impl SnapshotTable {
                 Err(FormatError::TooShort { .. }) if len < most => len = (len * 4).min(most),
                 Err(e) => {
                     let message = format!("the image is damaged: {e}; look at it with a check");
-                    return Err(Error::new(ErrorKind::Corrupt, message).at_path(path).at_offset(place));
+                    return Err(Error::new(ErrorKind::Corrupt, message)
+                        .briefly(e.brief())
+                        .at_path(path)
+                        .at_offset(place));
                 }
             }
         }
