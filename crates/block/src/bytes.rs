@@ -96,7 +96,8 @@ pub enum ByteRequest {
         /// Where the bytes come from.
         memory: Memory,
     },
-    /// Makes the range read as zeros.
+    /// Makes the range read as zeros. The topmost image says so itself, where it can: an overlay or an image that gets another backing
+    /// file later keeps them.
     WriteZeroes {
         /// Where on the virtual disk.
         offset: u64,
@@ -428,7 +429,10 @@ impl Inner {
         if whole.is_empty() {
             return Ok(());
         }
-        self.request(Request::WriteZeroes { offset: whole.start, len: whole.end - whole.start, unmap }).await
+        let len = whole.end - whole.start;
+        self.request(Request::WriteZeroes { offset: whole.start, len, unmap }).await?;
+        let (_entered, node) = self.disk.enter_to_look(self.number).await?;
+        node.say_zeroes(&self.queue, whole.start, len).await
     }
 
     async fn discard(&self, offset: u64, len: u64) -> Result<()> {

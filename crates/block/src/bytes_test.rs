@@ -176,6 +176,18 @@ fn zeros_that_must_be_written_are_refused_where_they_must_not_be() {
 }
 
 #[test]
+fn zeros_are_said_by_the_image_itself() {
+    let world = World::orderly();
+    make_qcow2(&world, None);
+    let disk = open(&world, Format::Qcow2);
+    let mut queue = disk.byte_queue().unwrap();
+    queue.run(zeroes(5000, 5000, false)).0.unwrap();
+    let extents: Vec<_> = disk.extents(0..SIZE).unwrap().map(|e| e.map(|e| (e.range, e.content)).unwrap()).collect();
+    let zeros = (4096..12288, Content::Zero);
+    assert_eq!(extents, [(0..4096, Content::Nothing), zeros, (12288..SIZE, Content::Nothing)]);
+}
+
+#[test]
 fn what_is_read_from_below_is_copied_by_clusters_if_it_is_asked_for() {
     let world = World::orderly();
     world.put(Path::new(RAW), vec![9; SIZE as usize]);

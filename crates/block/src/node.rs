@@ -173,6 +173,15 @@ impl Node {
         }
     }
 
+    /// Has the layer itself say that a range reads as zeros, in the clusters of which it has nothing, after
+    /// [`write_zeroes`](Self::write_zeroes): so that it stays so whatever comes to lie below.
+    pub(crate) async fn say_zeroes(&self, queue: &Rc<Queue>, offset: u64, len: u64) -> Result<()> {
+        match self {
+            Self::Raw(_) => Ok(()),
+            Self::Qcow2(image) => image.watched(queue, image.say_zeroes(queue, offset, len)).await,
+        }
+    }
+
     /// Prepares the topmost layer of a disk for its first write.
     pub(crate) async fn begin_writing(&self, queue: &Rc<Queue>) -> Result<()> {
         match self {

@@ -209,6 +209,21 @@ impl Image {
         })
     }
 
+    /// Marks the clusters of a range of which the image has nothing as zeros, if it can. Where nothing lies below, those count that are
+    /// in the range in part.
+    pub(crate) async fn say_zeroes(&self, queue: &Rc<Queue>, offset: u64, len: u64) -> Result<()> {
+        if self.geometry.version < 3 || self.has_raw_data_file() {
+            return Ok(());
+        }
+        let bits = self.geometry.cluster_bits;
+        let (start, end) = if self.backing.is_none() && !self.geometry.extended_l2 {
+            (bits.align_down(offset), bits.align_up(offset + len).unwrap_or(offset + len))
+        } else {
+            self.whole_clusters(offset, len)
+        };
+        if start < end { self.zero_explicitly(queue, start, end).await } else { Ok(()) }
+    }
+
     /// Makes whole clusters of which the image has nothing read as zeros, whatever will lie below it. `end` may be the disk's.
     pub(crate) async fn zero_explicitly(&self, queue: &Rc<Queue>, start: u64, end: u64) -> Result<()> {
         self.check_writable()?;
