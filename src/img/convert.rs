@@ -12,7 +12,7 @@ use cowhand_block::{BitmapState, Disk, Format};
 use super::bench::number;
 use super::context::cache_mode;
 use super::create::make;
-use super::create_options::{CreateOptions, creatable};
+use super::create_options::{CreateOptions, creatable, help};
 use super::options::Options;
 use super::progress::Progress;
 use super::snapshot_view::view;
@@ -194,6 +194,12 @@ impl<'a> Plan<'a> {
 const SPARSE_MAX: u64 = 16 << 20;
 
 pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
+    let options = Options::parse(&args.options).map_err(Failure::new)?;
+    if options.asks_for_help() {
+        let format = creatable(args.target_format.as_deref().unwrap_or("raw")).map_err(Failure::new)?;
+        print!("{}", help(format, args.files.len() > 1));
+        return Ok(0);
+    }
     let mut plan = Plan::new(args)?;
     cx.take_objects(&args.object)?;
     let source_cache = cache_mode(&args.source_cache, "source cache")?;

@@ -98,7 +98,11 @@ pub(super) fn make(options: &CreateOptions, size: u64, name: &str, cx: &Context)
 
 fn positional_size(text: &str) -> Result<u64, Failure> {
     let too_large = || Failure::new("Invalid image size specified. Must be between 0 and 9223372036854775807.");
-    if text.strip_prefix('-').is_some_and(|rest| parse_size(rest, 1).is_ok()) {
+    // Below 0 a number is one only without a suffix.
+    if text
+        .strip_prefix('-')
+        .is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()) && parse_size(rest, 1).is_ok())
+    {
         return Err(too_large());
     }
     parse_size(text, 1).map_err(|e| match e {
