@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use clap::Parser;
-use cowhand_block::{Backing, Format, NewFormat, make_image};
+use cowhand_block::{Backing, Format, NewFormat, Preallocation, inspect, make_image};
+use cowhand_qcow2::CryptMethod;
 
 use super::create_options::{CreateOptions, NewImage, creatable, help};
+use super::luks_volume::{self, Volume};
 use super::options::Options;
 use super::units::{SizeError, parse_size};
 use super::{Context, Failure, How};
@@ -24,7 +26,7 @@ pub(super) struct Args {
     /// Says nothing but errors
     #[arg(short)]
     quiet: bool,
-    /// The format of the image: qcow2 or raw
+    /// The format of the image: qcow2, raw, or luks (which can only be made)
     #[arg(short = 'f', value_name = "FORMAT", default_value = "raw")]
     format: String,
     /// The backing file: what the image does not have is read from there
@@ -48,6 +50,9 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     cx.take_objects(&args.object)?;
     let mut options = Options::parse(&args.options).map_err(Failure::new)?;
+    if args.format == "luks" {
+        return run_luks(args, &options, cx);
+    }
     if options.asks_for_help() {
         let format = creatable(&args.format).map_err(Failure::new)?;
         print!("{}", help(format, args.file.is_some()));
@@ -83,15 +88,43 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     Ok(0)
 }
 
+fn run_luks(args: &Args, options: &Options, cx: &Context) -> Result<u8, Failure> {
+    if options.asks_for_help() {
+        print!("{}", luks_volume::help(args.file.is_some()));
+        return Ok(0);
+    }
+    let Some(name) = &args.file else {
+        return Err(cx.usage("create", "Expecting image file name"));
+    };
+    let of_image = |message: String| Failure::new(format!("{name}: {message}"));
+    if args.backing.is_some() || args.backing_format.is_some() {
+        return Err(of_image("Backing file not supported for file format 'luks'".into()));
+    }
+    let volume = Volume::new(options).map_err(of_image)?;
+    let size = match (args.size.as_deref().map(positional_size).transpose()?, volume.size()) {
+        (Some(_), Some(_)) => return Err(of_image("The image size must be specified only once".into())),
+        (given, option) => given.or(option).ok_or_else(|| of_image("Image creation needs a size parameter".into()))?,
+    };
+    if !args.quiet {
+        println!("Formatting '{name}', {}", volume.shown(size));
+    }
+    make_as(volume.format(size, &cx.secrets).map_err(of_image)?, name, cx).map_err(of_image)?;
+    Ok(0)
+}
+
 /// Makes the image that is called `name`.
 pub(super) fn make(options: &CreateOptions, size: u64, name: &str, cx: &Context) -> Result<(), String> {
-    let path = cowhand_block::options::plain_name(name);
-    let (format, preallocation) = match options.image(size)? {
+    let content = match options.image(size)? {
         NewImage::Raw { size, preallocation } => (NewFormat::Raw(size), preallocation),
         NewImage::Qcow2 { params, preallocation } => {
             (NewFormat::Qcow2(params, options.encryption(&cx.secrets)?), preallocation)
         }
     };
+    make_as(content, name, cx)
+}
+
+fn make_as((format, preallocation): (NewFormat, Preallocation), name: &str, cx: &Context) -> Result<(), String> {
+    let path = cowhand_block::options::plain_name(name);
     let new = cowhand_block::NewImage { path: path.clone(), format, preallocation, replace: true };
     make_image(&cx.policy, &new).map_err(|e| if e.path() == Some(&path) { e.reason() } else { e.to_string() })
 }
@@ -148,6 +181,15 @@ fn backing_size(
     if format.is_none() {
         let detected = spec.format;
         return Err(format!("Backing file specified without backing format\nDetected format of {detected}."));
+    }
+    // Its secret is asked for when it is read, not now.
+    if spec.format == Format::Qcow2 && spec.secret.is_none() {
+        let info = inspect(&spec.path, spec.format, spec.lock, &cx.policy);
+        let info =
+            info.map_err(|e| could_not(format!("Could not open '{full}': {}", super::context::reason(&e, &spec))))?;
+        if info.qcow2.is_some_and(|qcow2| qcow2.header.crypt_method != CryptMethod::None) {
+            return Ok(size.is_none().then_some(info.virtual_size));
+        }
     }
     // All below it too: what cannot be read now cannot be read later.
     let spec = cowhand_block::DiskSpec { backing: Backing::Header, ..spec };

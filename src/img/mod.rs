@@ -20,6 +20,7 @@ mod create;
 mod create_options;
 mod dd;
 mod info;
+mod luks_volume;
 mod map;
 mod measure;
 mod options;

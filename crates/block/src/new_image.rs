@@ -1,4 +1,4 @@
-//! Making new images: raw or qcow2, encrypted or not, in a new file or in place of an old one.
+//! Making new images: raw, qcow2, encrypted or not, or LUKS, in a new file or in place of an old one.
 //!
 //! Everything that can be known to be wrong is found before anything is made or overwritten. What could not be finished is removed if it
 //! was made here; of a file that was there an empty one is left. An image's first sector is written last, so what is not finished is no
@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use crate::chain::{self, OpenPolicy};
 use crate::disk::{block_on, blocking_driver};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Barrier, File, OpenMode, Storage};
+use crate::io::{Barrier, Buffer, File, OpenMode, Storage};
 use crate::qcow2::create::{self, Preallocation, Template, take_space};
 use crate::queue::Queue;
 use crate::secret::Secret;
@@ -42,6 +42,8 @@ pub enum NewFormat {
     Raw(u64),
     /// A qcow2 image.
     Qcow2(Box<CreateParams>, Option<Encryption>),
+    /// A LUKS volume, as other programs open it: the header, and so many bytes of the disk (rounded up to a multiple of 512).
+    Luks(u64, Encryption),
 }
 
 /// An image that is to be made.
@@ -93,18 +95,32 @@ const PROBE: Duration = Duration::from_millis(20);
 /// # Errors
 /// The options contradict each other; the file exists and may not be replaced, or somebody else uses it; the host's.
 pub fn make_image(policy: &OpenPolicy, new: &NewImage) -> Result<()> {
-    let template = match &new.format {
-        NewFormat::Raw(_) => None,
+    let content = match &new.format {
+        NewFormat::Raw(size) => Content::Plain { head: Vec::new(), size: *size },
+        NewFormat::Luks(size, encryption) => {
+            Content::Plain { head: encryption.create(&policy.storage, &new.path)?.area, size: *size }
+        }
         NewFormat::Qcow2(params, encryption) => {
             create::check(&new.path, params, new.preallocation, encryption.is_some())?;
             let luks = encryption.as_ref().map(|e| e.create(&policy.storage, &new.path)).transpose()?;
-            Some(Template { params: (**params).clone(), preallocation: new.preallocation, luks: luks.map(|l| l.area) })
+            let luks = luks.map(|created| created.area);
+            Content::Qcow2(Template { params: (**params).clone(), preallocation: new.preallocation, luks })
         }
     };
     let queue = Queue::new(blocking_driver(&policy.storage)?);
     let mut making = Making { policy, replace: new.replace, queue, files: Vec::new() };
-    let made = making.make(new, template);
+    let made = making.make(new, content);
     making.finish(made)
+}
+
+/// What a new image's file is to hold.
+enum Content {
+    /// What lies in front of the disk, and the disk's size in bytes.
+    Plain {
+        head: Vec<u8>,
+        size: u64,
+    },
+    Qcow2(Template),
 }
 
 /// A file that is being made or filled anew.
@@ -123,13 +139,16 @@ struct Making<'a> {
 }
 
 impl Making<'_> {
-    fn make(&mut self, new: &NewImage, template: Option<Template>) -> Result<()> {
+    fn make(&mut self, new: &NewImage, content: Content) -> Result<()> {
         let path = new.path.clone();
-        let Some(template) = template else {
-            let NewFormat::Raw(size) = new.format else { return Ok(()) };
-            let file = self.file(&path)?;
-            let (queue, preallocation) = (self.queue.clone(), new.preallocation);
-            return block_on(&self.queue, async move { raw(&queue, &file, &path, size, preallocation).await });
+        let template = match content {
+            Content::Qcow2(template) => template,
+            Content::Plain { head, size } => {
+                let file = self.file(&path)?;
+                let (queue, preallocation) = (self.queue.clone(), new.preallocation);
+                let task = async move { plain(&queue, &file, &path, (head, size), preallocation).await };
+                return block_on(&self.queue, task);
+            }
         };
         let data_path = create::data_path(&path, &template.params)?;
         let file = self.file(&path)?;
@@ -183,20 +202,37 @@ impl Making<'_> {
     }
 }
 
-/// Makes a raw disk of an empty file, or sees that a block device is large enough for it.
-async fn raw(queue: &Rc<Queue>, file: &File, path: &Path, size: u64, preallocation: Preallocation) -> Result<()> {
+/// Makes a plain disk, with what lies in front of it, of an empty file, or of a block device that is large enough for it.
+async fn plain(
+    queue: &Rc<Queue>,
+    file: &File,
+    path: &Path,
+    (head, size): (Vec<u8>, u64),
+    preallocation: Preallocation,
+) -> Result<()> {
     let too_large = || Error::new(ErrorKind::Invalid, "the disk would be too large").at_path(path);
-    let size = size.checked_next_multiple_of(512).ok_or_else(too_large)?;
+    let size = size.checked_next_multiple_of(512).and_then(|size| size.checked_add(head.len() as u64));
+    let size = size.ok_or_else(too_large)?;
     if file.traits().block_device {
         let length = file.length().map_err(|e| Error::io("cannot tell the device's size", e).at_path(path))?;
-        return match length >= size {
-            true => Ok(()),
-            false => Err(Error::new(ErrorKind::NoSpace, "The image size is too large for the device").at_path(path)),
-        };
+        if length < size {
+            return Err(Error::new(ErrorKind::NoSpace, "The image size is too large for the device").at_path(path));
+        }
+    } else {
+        queue.set_length(file, size).await.map_err(|e| Error::io("Could not resize file", e).at_path(path))?;
+        let taken = take_space(queue, file, 0, size, preallocation).await;
+        taken.map_err(|e| Error::io("Could not preallocate data", e).at_path(path))?;
     }
-    queue.set_length(file, size).await.map_err(|e| Error::io("Could not resize file", e).at_path(path))?;
-    let taken = take_space(queue, file, 0, size, preallocation).await;
-    taken.map_err(|e| Error::io("Could not preallocate data", e).at_path(path))?;
+    if let Some((first, rest)) = head.split_at_checked(512) {
+        let written = async {
+            queue.write_buffer(file, 512, Buffer::from_bytes(rest)).await?;
+            queue.flush(file, Barrier::Create).await?;
+            queue.write_buffer(file, 0, Buffer::from_bytes(first)).await
+        };
+        written.await.map_err(|e| Error::io("cannot write the header", e).at_path(path))?;
+    } else if file.traits().block_device {
+        return Ok(());
+    }
     queue.flush(file, Barrier::Create).await.map_err(|e| Error::io("cannot flush", e).at_path(path))
 }
 

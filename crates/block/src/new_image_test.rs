@@ -1,6 +1,7 @@
 use super::*;
 use crate::disk::Disk;
 use crate::inspect::inspect;
+use cowhand_qcow2::cipher::{Aes, Iv, Mode};
 
 fn policy() -> OpenPolicy {
     OpenPolicy::host()
@@ -59,4 +60,25 @@ fn an_image_that_somebody_uses_is_not_replaced() {
     assert!(std::fs::read(&path).unwrap() == before);
     disk.close().unwrap();
     make_image(&policy(), &new(&path, NewFormat::Raw(512))).unwrap();
+}
+
+#[test]
+fn a_luks_volume_is_one_for_qemu() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("volume");
+    let cipher = CipherSpec { aes: Aes::Aes256, mode: Mode::Xts, iv: Iv::Plain64 };
+    let (hash, iter_time, secret) = (Hash::Sha256, Duration::from_millis(10), Secret::new(b"abc".to_vec()));
+    let encryption = Encryption { cipher, hash, iter_time, secret };
+    make_image(&policy(), &new(&path, NewFormat::Luks((1 << 20) - 100, encryption))).unwrap();
+    let node = format!("driver=luks,key-secret=s,file.filename={}", path.display());
+    let said = |secret: &str, command: &str| {
+        let object = format!("secret,id=s,data={secret}");
+        let arguments = ["--object", &object, "--image-opts", &node, "-c", command, "-c", "length"];
+        let output = std::process::Command::new("qemu-io").args(arguments).output().unwrap();
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+    };
+    assert!(said("abc", "write -P 7 0 64k").contains("wrote 65536"));
+    let read = said("abc", "read -P 7 0 64k");
+    assert!(read.ends_with("1 MiB\n") && !read.contains("failed"), "{read}");
+    assert!(said("abd", "read 0 1").contains("Invalid password"));
 }

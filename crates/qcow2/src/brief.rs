@@ -18,6 +18,9 @@ impl FormatError {
                 return Some(format!("Unsupported qcow2 feature(s): {names}").into());
             }
             Self::UnknownValue { field, value, .. } => return unknown_value(*field, *value),
+            Self::Inconsistent { field, problem } if field.name() == "crypt_method" && problem.starts_with("LUKS") => {
+                "Missing CRYPTO header for crypt method 2"
+            }
             Self::L1TooSmall { needed, .. } if *needed > i32::MAX as u64 => "Image is too big",
             Self::L1TooSmall { .. } => "L1 table is too small",
             Self::TooShort { field, .. } => too_short(*field)?,
