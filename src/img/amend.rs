@@ -7,6 +7,7 @@ use cowhand_block::jobs::amend::{AmendOptions, KeyChange, amend};
 use cowhand_block::secret::{Secret, SecretSource};
 use cowhand_block::{Backing, Error, Format};
 
+use super::arguments::ImageArgs;
 use super::context::{cache_mode, reason};
 use super::options::{Options, on_off};
 use super::pace::Pace;
@@ -21,15 +22,8 @@ use super::{Context, Failure, How, shows_progress};
 Example:
   cowhand img amend -f qcow2 -o compat=1.1,refcount_bits=8 disk.qcow2")]
 pub(super) struct Args {
-    /// An object that defines a secret: secret,id=ID,file=PATH
-    #[arg(long, value_name = "OBJECT")]
-    object: Vec<String>,
-    /// The image's name is a list of options (driver=qcow2,file.filename=…)
-    #[arg(long)]
-    image_opts: bool,
-    /// The image's format
-    #[arg(short = 'f', long, value_name = "FORMAT")]
-    format: Option<String>,
+    #[command(flatten)]
+    image: ImageArgs,
     /// How the image is written: writeback, none, unsafe, …
     #[arg(short = 't', long, value_name = "MODE", default_value = "writeback")]
     cache: String,
@@ -89,7 +83,7 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     }
     let options = Options::parse(&args.options).map_err(Failure::new)?;
     if options.asks_for_help()
-        && let Some(format) = &args.format
+        && let Some(format) = &args.image.format
     {
         return help(format);
     }
@@ -97,10 +91,10 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
         // In this place QEMU does not point to its help.
         return Err(Failure::new("Expecting one image file name"));
     };
-    cx.take_objects(&args.object)?;
+    cx.take_objects(&args.image.object)?;
     let how = How {
-        format: args.format.as_deref(),
-        image_opts: args.image_opts,
+        format: args.image.format.as_deref(),
+        image_opts: args.image.image_opts,
         write: true,
         cache: cache_mode(&args.cache, "cache")?,
         backing: Backing::Header,

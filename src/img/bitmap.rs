@@ -5,6 +5,7 @@ use std::sync::Arc;
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, Parser, value_parser};
 use cowhand_block::{Disk, DiskSpec, Error, Format};
 
+use super::arguments::ImageArgs;
 use super::context::reason;
 use super::units::parse_size;
 use super::{Context, Failure, How};
@@ -15,15 +16,8 @@ use super::{Context, Failure, How};
 Example:
   cowhand img bitmap -f qcow2 --add -g 64K disk.qcow2 backup-monday")]
 pub(super) struct Args {
-    /// An object that defines a secret: secret,id=ID,file=PATH
-    #[arg(long, value_name = "OBJECT")]
-    object: Vec<String>,
-    /// The image's name is a list of options (driver=qcow2,file.filename=…)
-    #[arg(long)]
-    image_opts: bool,
-    /// The image's format
-    #[arg(short = 'f', long, value_name = "FORMAT")]
-    format: Option<String>,
+    #[command(flatten)]
+    image: ImageArgs,
     #[command(flatten)]
     actions: Actions,
     /// How many bytes of the disk a bit of the new bitmap stands for
@@ -134,9 +128,10 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     if args.source_file.is_some() && !actions.iter().any(|action| matches!(action, Action::Merge(_))) {
         return refuse("Merge bitmap source file only supported with --merge");
     }
-    cx.take_objects(&args.object)?;
+    cx.take_objects(&args.image.object)?;
     // A bitmap is of the image alone; but what opens a disk opens its chain.
-    let how = How { format: args.format.as_deref(), image_opts: args.image_opts, write: true, ..How::default() };
+    let how =
+        How { format: args.image.format.as_deref(), image_opts: args.image.image_opts, write: true, ..How::default() };
     let spec = cx.spec(file, &how)?;
     let disk = cx.open_spec(file, &spec)?;
     let source = args.source_file.as_deref().map(|source| {

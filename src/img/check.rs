@@ -7,6 +7,7 @@ use clap::Parser;
 use cowhand_block::check::{self, CheckOptions, CheckReport, FindingKind, Message, Repair};
 use cowhand_block::{Backing, Format, inspect};
 
+use super::arguments::ImageArgs;
 use super::context::{cache_mode, reason};
 use super::tree::{Tree, is_json};
 use super::{Context, Failure, How};
@@ -30,18 +31,11 @@ space and do no harm; 63 its format cannot be checked.
 Example:
   cowhand img check -f qcow2 -r all disk.qcow2")]
 pub(super) struct Args {
-    /// An object that defines a secret: secret,id=ID,file=PATH
-    #[arg(long, value_name = "OBJECT")]
-    object: Vec<String>,
-    /// The image's name is a list of options (driver=qcow2,file.filename=…)
-    #[arg(long)]
-    image_opts: bool,
+    #[command(flatten)]
+    image: ImageArgs,
     /// Says nothing but what is wrong
     #[arg(short)]
     quiet: bool,
-    /// The image's format
-    #[arg(short = 'f', long = "format", value_name = "FORMAT")]
-    format: Option<String>,
     /// In which form the result is told: human or json
     #[arg(long, value_name = "FORM")]
     output: Option<String>,
@@ -60,7 +54,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
-    cx.take_objects(&args.object)?;
+    cx.take_objects(&args.image.object)?;
     let repair = match args.repair.as_deref() {
         None => Repair::None,
         Some("leaks") => Repair::Leaks,
@@ -69,8 +63,8 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     };
     let json = is_json(args.output.as_deref())?;
     let how = How {
-        format: args.format.as_deref(),
-        image_opts: args.image_opts,
+        format: args.image.format.as_deref(),
+        image_opts: args.image.image_opts,
         write: repair != Repair::None,
         force_share: args.force_share,
         cache: cache_mode(&args.cache, "source cache")?,

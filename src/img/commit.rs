@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use cowhand_block::jobs::commit::{CommitOptions, commit};
 
+use super::arguments::ImageArgs;
 use super::context::{cache_mode, reason};
 use super::pace::{self, Pace};
 use super::{Context, Failure, How, shows_progress};
@@ -17,15 +18,8 @@ The images are sound at every moment, and the overlay shows the same throughout:
 Example:
   cowhand img commit -f qcow2 overlay.qcow2")]
 pub(super) struct Args {
-    /// An object that defines a secret: secret,id=ID,file=PATH
-    #[arg(long, value_name = "OBJECT")]
-    object: Vec<String>,
-    /// The image's name is a list of options (driver=qcow2,file.filename=…)
-    #[arg(long)]
-    image_opts: bool,
-    /// The overlay's format
-    #[arg(short = 'f', long, value_name = "FORMAT")]
-    format: Option<String>,
+    #[command(flatten)]
+    image: ImageArgs,
     /// How both images are written: writeback, none, unsafe, …
     #[arg(short = 't', long, value_name = "MODE", default_value = "writeback")]
     cache: String,
@@ -52,9 +46,15 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     let [file] = args.files.as_slice() else { return Err(cx.usage("commit", "Expecting one image file name")) };
     let rate = args.rate.as_deref().map(pace::rate).transpose()?;
-    cx.take_objects(&args.object)?;
+    cx.take_objects(&args.image.object)?;
     let cache = cache_mode(&args.cache, "cache")?;
-    let how = How { format: args.format.as_deref(), image_opts: args.image_opts, write: true, cache, ..How::default() };
+    let how = How {
+        format: args.image.format.as_deref(),
+        image_opts: args.image.image_opts,
+        write: true,
+        cache,
+        ..How::default()
+    };
     let spec = cx.spec(file, &how)?;
     // What is wrong with the overlay itself is said as everywhere; it is opened again with what lies below it.
     let reader = cx.open_spec(file, &cowhand_block::DiskSpec { readonly: true, ..spec.clone() })?;

@@ -4,6 +4,7 @@ use clap::Parser;
 use cowhand_block::bytes::{ByteRequest, Memory};
 use cowhand_block::io::Buffer;
 
+use super::arguments::ImageArgs;
 use super::bench::number;
 use super::create::make;
 use super::create_options::{CreateOptions, creatable};
@@ -19,15 +20,8 @@ const PIECE: u64 = 2 << 20;
 Example:
   cowhand img dd -f qcow2 -O raw bs=1M skip=1 count=10 if=disk.qcow2 of=part.raw")]
 pub(super) struct Args {
-    /// An object that defines a secret: secret,id=ID,file=PATH
-    #[arg(long, value_name = "OBJECT")]
-    object: Vec<String>,
-    /// The input's name is a list of options (driver=qcow2,file.filename=…)
-    #[arg(long)]
-    image_opts: bool,
-    /// The input's format
-    #[arg(short = 'f', long, value_name = "FORMAT")]
-    format: Option<String>,
+    #[command(flatten)]
+    image: ImageArgs,
     /// The output's format
     #[arg(short = 'O', long, value_name = "FORMAT", default_value = "raw")]
     output_format: String,
@@ -72,13 +66,13 @@ impl Operands {
 
 pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     let operands = Operands::parse(&args.operands)?;
-    cx.take_objects(&args.object)?;
-    if args.image_opts && args.format.is_some() {
+    cx.take_objects(&args.image.object)?;
+    if args.image.image_opts && args.image.format.is_some() {
         return Err(Failure::new("--image-opts and --format are mutually exclusive"));
     }
     let how = How {
-        format: args.format.as_deref(),
-        image_opts: args.image_opts,
+        format: args.image.format.as_deref(),
+        image_opts: args.image.image_opts,
         force_share: args.force_share,
         ..How::default()
     };

@@ -8,6 +8,7 @@ use cowhand_block::{Backing, BitmapInfo, BitmapState, ImageInfo, Qcow2Info, Snap
 use cowhand_qcow2::cipher::{Aes, Iv, Mode};
 use cowhand_qcow2::{Compression, CryptMethod, Incompatible, luks};
 
+use super::arguments::ImageArgs;
 use super::context::reason;
 use super::snapshots;
 use super::tree::{Tree, is_json};
@@ -20,15 +21,8 @@ use super::{Context, Failure, How};
 Example:
   cowhand img info --backing-chain --output=json disk.qcow2")]
 pub(super) struct Args {
-    /// An object that defines a secret: secret,id=ID,file=PATH
-    #[arg(long, value_name = "OBJECT")]
-    object: Vec<String>,
-    /// The image's name is a list of options (driver=qcow2,file.filename=…)
-    #[arg(long)]
-    image_opts: bool,
-    /// The image's format
-    #[arg(short = 'f', long = "format", value_name = "FORMAT")]
-    format: Option<String>,
+    #[command(flatten)]
+    image: ImageArgs,
     /// In which form it is told: human or json
     #[arg(long, value_name = "FORM")]
     output: Option<String>,
@@ -44,11 +38,11 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
-    cx.take_objects(&args.object)?;
+    cx.take_objects(&args.image.object)?;
     let json = is_json(args.output.as_deref())?;
     let mut images = Vec::new();
     let mut seen = BTreeSet::new();
-    let mut next = Some((args.file.clone(), args.format.clone(), args.image_opts));
+    let mut next = Some((args.file.clone(), args.image.format.clone(), args.image.image_opts));
     while let Some((name, format, image_opts)) = next.take() {
         if !seen.insert(name.clone()) {
             return Err(Failure::new(format!("Backing file '{name}' creates an infinite loop.")));

@@ -5,6 +5,7 @@ use std::io::Write;
 use clap::Parser;
 use cowhand_block::{Content, Extent};
 
+use super::arguments::ImageArgs;
 use super::units::parse_size;
 use super::{Context, Failure, How};
 
@@ -14,15 +15,8 @@ use super::{Context, Failure, How};
 Example:
   cowhand img map -f qcow2 --output=json disk.qcow2")]
 pub(super) struct Args {
-    /// An object that defines a secret: secret,id=ID,file=PATH
-    #[arg(long, value_name = "OBJECT")]
-    object: Vec<String>,
-    /// The image's name is a list of options (driver=qcow2,file.filename=…)
-    #[arg(long)]
-    image_opts: bool,
-    /// The image's format
-    #[arg(short = 'f', long, value_name = "FORMAT")]
-    format: Option<String>,
+    #[command(flatten)]
+    image: ImageArgs,
     /// How it is shown: human or json
     #[arg(long, value_name = "FORM", default_value = "human")]
     output: String,
@@ -55,13 +49,13 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     let start = size(&args.start_offset, "start offset")?.unwrap_or(0);
     let most = size(&args.max_length, "max length")?.unwrap_or(u64::MAX);
     let [file] = args.files.as_slice() else { return Err(cx.usage("map", "Expecting one image file name")) };
-    cx.take_objects(&args.object)?;
-    if args.image_opts && args.format.is_some() {
+    cx.take_objects(&args.image.object)?;
+    if args.image.image_opts && args.image.format.is_some() {
         return Err(Failure::new("--image-opts and --format are mutually exclusive"));
     }
     let how = How {
-        format: args.format.as_deref(),
-        image_opts: args.image_opts,
+        format: args.image.format.as_deref(),
+        image_opts: args.image.image_opts,
         force_share: args.force_share,
         ..How::default()
     };

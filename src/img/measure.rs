@@ -4,6 +4,7 @@ use clap::Parser;
 use cowhand_block::Format;
 use cowhand_block::jobs::measure::{Measured, measure_qcow2, measure_raw};
 
+use super::arguments::ImageArgs;
 use super::create_options::{CreateOptions, NewImage};
 use super::options::Options;
 use super::snapshot_view::view;
@@ -17,15 +18,8 @@ Example:
   cowhand img measure -O qcow2 --size 20G
   cowhand img measure -f raw -O qcow2 -o cluster_size=1M disk.raw")]
 pub(super) struct Args {
-    /// An object that defines a secret: secret,id=ID,file=PATH
-    #[arg(long, value_name = "OBJECT")]
-    object: Vec<String>,
-    /// The image's name is a list of options (driver=qcow2,file.filename=…)
-    #[arg(long)]
-    image_opts: bool,
-    /// The image's format
-    #[arg(short = 'f', long, value_name = "FORMAT")]
-    format: Option<String>,
+    #[command(flatten)]
+    image: ImageArgs,
     /// The new image's format
     #[arg(short = 'O', long, value_name = "FORMAT", default_value = "raw")]
     target_format: String,
@@ -57,13 +51,13 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     };
     let size = args.size.as_deref().map(size).transpose()?;
     let options = Options::parse(&args.options).map_err(Failure::new)?;
-    cx.take_objects(&args.object)?;
+    cx.take_objects(&args.image.object)?;
     let file = match args.files.as_slice() {
         [] => None,
         [file] => Some(file),
         _ => return Err(Failure::new("At most one filename argument is allowed.")),
     };
-    if file.is_none() && (args.image_opts || args.format.is_some() || args.snapshot.is_some()) {
+    if file.is_none() && (args.image.image_opts || args.image.format.is_some() || args.snapshot.is_some()) {
         return Err(Failure::new("--image-opts, -f, and -l require a filename argument."));
     }
     match (file, size) {
@@ -75,12 +69,12 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     let disk = match file {
         None => None,
         Some(file) => {
-            if args.image_opts && args.format.is_some() {
+            if args.image.image_opts && args.image.format.is_some() {
                 return Err(Failure::new("--image-opts and --format are mutually exclusive"));
             }
             let how = How {
-                format: args.format.as_deref(),
-                image_opts: args.image_opts,
+                format: args.image.format.as_deref(),
+                image_opts: args.image.image_opts,
                 force_share: args.force_share,
                 ..How::default()
             };

@@ -6,9 +6,8 @@
 //! Called as `qemu-img` it is that: formats are probed and references followed, as its users' scripts expect. As `cowhand img` it
 //! does neither, and names the option that allows it.
 
-#![allow(dead_code, reason = "what subcommands share comes before the last of them")]
-
 mod amend;
+mod arguments;
 mod bench;
 mod bitmap;
 mod check;

@@ -1,5 +1,7 @@
 //! `-o KEY=VALUE,…`: options by name, from one list or several. What each means is for those who take them.
 
+use cowhand_block::spec::split_commas;
+
 /// Options in the order in which they were given; of several with one name the last counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Options(Vec<(String, String)>);
@@ -14,7 +16,7 @@ impl Options {
             if list.is_empty() || list.starts_with(',') || ends % 2 == 1 {
                 return Err(format!("Invalid option list: {list}"));
             }
-            for word in split(list) {
+            for word in split_commas(list) {
                 let (key, value) = word.split_once('=').unwrap_or((&word, "on"));
                 options.push((key.to_string(), value.to_string()));
             }
@@ -55,22 +57,6 @@ pub(crate) fn on_off(key: &str, value: &str) -> Result<bool, String> {
         "off" | "no" | "false" | "n" => Ok(false),
         _ => Err(format!("Parameter '{key}' expects 'on' or 'off'")),
     }
-}
-
-/// Splits at single commas; two commas stand for one.
-pub(crate) fn split(text: &str) -> Vec<String> {
-    let mut words = vec![String::new()];
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        if c != ',' || chars.next_if_eq(&',').is_some() {
-            if let Some(word) = words.last_mut() {
-                word.push(c);
-            }
-        } else {
-            words.push(String::new());
-        }
-    }
-    words
 }
 
 #[cfg(test)]

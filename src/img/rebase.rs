@@ -6,6 +6,7 @@ use clap::Parser;
 use cowhand_block::jobs::rebase::{NewBacking, rebase, rebase_unsafe};
 use cowhand_block::{Backing, Disk, DiskSpec, Error, ErrorKind, Format, FormatError};
 
+use super::arguments::ImageArgs;
 use super::context::{cache_mode, reason};
 use super::pace::Pace;
 use super::{Context, Failure, How, shows_progress};
@@ -19,15 +20,8 @@ sound at every moment, and shows the same throughout: what was interrupted is do
 Example:
   cowhand img rebase -f qcow2 -b new-base.qcow2 -F qcow2 overlay.qcow2")]
 pub(super) struct Args {
-    /// An object that defines a secret: secret,id=ID,file=PATH
-    #[arg(long, value_name = "OBJECT")]
-    object: Vec<String>,
-    /// The image's name is a list of options (driver=qcow2,file.filename=…)
-    #[arg(long)]
-    image_opts: bool,
-    /// The image's format
-    #[arg(short = 'f', long, value_name = "FORMAT")]
-    format: Option<String>,
+    #[command(flatten)]
+    image: ImageArgs,
     /// How the image is written: writeback, none, unsafe, …
     #[arg(short = 't', long, value_name = "MODE", default_value = "writeback")]
     cache: String,
@@ -65,7 +59,7 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     if !args.backing_unsafe && args.backing.is_none() {
         return Err(cx.usage("rebase", "Must specify backing file (-b) or use unsafe mode (-u)"));
     }
-    cx.take_objects(&args.object)?;
+    cx.take_objects(&args.image.object)?;
     let cache = cache_mode(&args.cache, "cache")?;
     let backing_cache = cache_mode(&args.backing_cache, "source cache")?;
     let name = args.backing.as_deref().filter(|name| !name.is_empty());
@@ -75,8 +69,8 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
         return Err(Failure::new(format!("Invalid format name: '{format}'")));
     }
     let how = How {
-        format: args.format.as_deref(),
-        image_opts: args.image_opts,
+        format: args.image.format.as_deref(),
+        image_opts: args.image.image_opts,
         write: true,
         force_share: args.force_share,
         cache,

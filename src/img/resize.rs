@@ -3,6 +3,7 @@
 use clap::Parser;
 use cowhand_block::Preallocation;
 
+use super::arguments::ImageArgs;
 use super::context::reason;
 use super::units::{SizeError, parse_size};
 use super::{Context, Failure, How};
@@ -18,15 +19,8 @@ and exabytes, respectively.";
 Example:
   cowhand img resize -f qcow2 disk.qcow2 +10G")]
 pub(super) struct Args {
-    /// An object that defines a secret: secret,id=ID,file=PATH
-    #[arg(long, value_name = "OBJECT")]
-    object: Vec<String>,
-    /// The image's name is a list of options (driver=qcow2,file.filename=…)
-    #[arg(long)]
-    image_opts: bool,
-    /// The image's format
-    #[arg(short = 'f', long, value_name = "FORMAT")]
-    format: Option<String>,
+    #[command(flatten)]
+    image: ImageArgs,
     /// How space is taken for what is added: off, metadata, falloc or full
     #[arg(long, value_name = "MODE", default_value = "off")]
     preallocation: String,
@@ -54,7 +48,7 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     let (Some(file), Some(size)) = (&args.file, &args.size) else {
         return Err(cx.usage("resize", "Expecting image file name and size"));
     };
-    cx.take_objects(&args.object)?;
+    cx.take_objects(&args.image.object)?;
     let (sign, digits) = match size.as_bytes().first() {
         Some(b'+') => (1, &size[1..]),
         Some(b'-') => (-1, &size[1..]),
@@ -65,8 +59,8 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
         SizeError::Malformed => Failure::new(SIZE_EXPECTED),
     })?;
     let how = How {
-        format: args.format.as_deref(),
-        image_opts: args.image_opts,
+        format: args.image.format.as_deref(),
+        image_opts: args.image.image_opts,
         // What lies below decides what the new part must not show.
         write: true,
         ..How::default()

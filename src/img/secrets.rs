@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use cowhand_block::secret::{Secret, SecretSource};
-
-use super::options::split;
+use cowhand_block::spec::split_commas;
 
 /// The secrets that were given, by their IDs.
 #[derive(Default)]
@@ -16,7 +15,7 @@ pub(crate) struct Secrets(RefCell<BTreeMap<String, Secret>>);
 impl Secrets {
     /// Takes an object: `secret,id=ID,data=TEXT|file=PATH[,format=raw|base64]`.
     pub(crate) fn add(&self, object: &str) -> Result<(), String> {
-        let words = split(object);
+        let words = split_commas(object);
         let Some((kind, rest)) = words.split_first() else { return Err("Parameter 'qom-type' is missing".into()) };
         let kind = kind.strip_prefix("qom-type=").unwrap_or(kind);
         if kind != "secret" {

@@ -3,6 +3,7 @@
 use clap::Parser;
 use cowhand_block::{Backing, Error, Format};
 
+use super::arguments::ImageArgs;
 use super::context::reason;
 use super::snapshots::table;
 use super::{Context, Failure, How};
@@ -13,15 +14,8 @@ use super::{Context, Failure, How};
 Example:
   cowhand img snapshot -f qcow2 -c before-upgrade disk.qcow2")]
 pub(super) struct Args {
-    /// An object that defines a secret: secret,id=ID,file=PATH
-    #[arg(long, value_name = "OBJECT")]
-    object: Vec<String>,
-    /// The image's name is a list of options (driver=qcow2,file.filename=…)
-    #[arg(long)]
-    image_opts: bool,
-    /// The image's format
-    #[arg(short = 'f', long, value_name = "FORMAT")]
-    format: Option<String>,
+    #[command(flatten)]
+    image: ImageArgs,
     /// Says nothing but errors, and the list
     #[arg(short, long)]
     quiet: bool,
@@ -51,14 +45,14 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
         return Err(cx.usage("snapshot", "Cannot mix '-l', '-a', '-c', '-d'"));
     }
     let [file] = args.files.as_slice() else { return Err(cx.usage("snapshot", "Expecting one image file name")) };
-    cx.take_objects(&args.object)?;
+    cx.take_objects(&args.image.object)?;
     let write = asked[1..].contains(&true);
     if write && args.force_share {
         return Err(Context::cannot_open(file, "force-share=on can only be used with read-only images"));
     }
     let how = How {
-        format: args.format.as_deref(),
-        image_opts: args.image_opts,
+        format: args.image.format.as_deref(),
+        image_opts: args.image.image_opts,
         write,
         force_share: args.force_share,
         // To go back takes another size, which a backing file may have to be hidden for.

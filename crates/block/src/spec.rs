@@ -361,7 +361,8 @@ pub fn parse_size(text: &str) -> Option<u64> {
 }
 
 /// Splits at single commas; two commas stand for one.
-pub(crate) fn split_commas(text: &str) -> Vec<String> {
+#[must_use]
+pub fn split_commas(text: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {

@@ -1,0 +1,15 @@
+//! Arguments that most subcommands have.
+
+/// How an image is named.
+#[derive(clap::Args)]
+pub(super) struct ImageArgs {
+    /// An object that defines a secret: secret,id=ID,file=PATH
+    #[arg(long, value_name = "OBJECT")]
+    pub(super) object: Vec<String>,
+    /// The image's name is a list of options (driver=qcow2,file.filename=…)
+    #[arg(long)]
+    pub(super) image_opts: bool,
+    /// The image's format
+    #[arg(short = 'f', long, value_name = "FORMAT")]
+    pub(super) format: Option<String>,
+}
