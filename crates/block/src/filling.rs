@@ -15,6 +15,8 @@ use crate::queue::Queue;
 use crate::raw::RawImage;
 use crate::sync::Arc;
 
+const SECTOR: u64 = 512;
+
 /// Both block the calling thread, which must not be one that serves a queue of this disk with requests in flight.
 impl Disk {
     /// Lets the disk, which was just made and holds nothing, not look whole until [`finish_filling`](Self::finish_filling). As a whole it
@@ -51,7 +53,10 @@ impl RawImage {
         if self.file.traits().block_device || self.file.allocated().map_err(io_error)? > 0 {
             return Ok(());
         }
-        queue.set_length(&self.file, 0).await.map_err(io_error)
+        // A sector stays, if the disk has more: ext4 takes who empties a file for one who replaces it, and begins to write all of it to the
+        // disk when it is closed, which would take longer than the copy.
+        let least = if self.size > SECTOR { SECTOR } else { 0 };
+        queue.set_length(&self.file, least).await.map_err(io_error)
     }
 
     async fn finish_filling(&self, queue: &Rc<Queue>) -> Result<()> {

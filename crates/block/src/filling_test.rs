@@ -65,6 +65,7 @@ fn a_raw_file_has_its_length_only_when_it_is_finished() {
     std::fs::File::create(&path).unwrap().set_len(SIZE).unwrap();
     let disk = Disk::open(&DiskSpec::new(&path, Format::Raw), &OpenPolicy::host()).unwrap();
     disk.begin_filling().unwrap();
+    assert_eq!(length(), 512);
     write(&disk, 4096, true);
     assert_eq!(length(), 8192);
     disk.finish_filling().unwrap();

@@ -129,6 +129,8 @@ pub(crate) struct Queue {
     completions: RefCell<Vec<Completion>>,
     permits: Permits,
     remote: Arc<Remote>,
+    /// Nobody waits for this queue's single operations, only for all of them.
+    bulk: bool,
 }
 
 #[derive(Default)]
@@ -159,6 +161,15 @@ impl Slots {
 
 impl Queue {
     pub(crate) fn new(driver: Box<dyn Driver>) -> Rc<Self> {
+        Self::with(driver, false)
+    }
+
+    /// A queue for who moves much, and waits for all of it: reads and writes through the page cache go by [`Driver::submit_bulk`].
+    pub(crate) fn for_copying(driver: Box<dyn Driver>) -> Rc<Self> {
+        Self::with(driver, true)
+    }
+
+    fn with(driver: Box<dyn Driver>, bulk: bool) -> Rc<Self> {
         let remote =
             Arc::new(Remote { ready: Mutex::default(), sleeping: AtomicBool::new(false), notify: driver.notifier() });
         Rc::new(Self {
@@ -172,6 +183,7 @@ impl Queue {
             completions: RefCell::default(),
             permits: Permits::new(COMPUTED_AT_ONCE),
             remote,
+            bulk,
         })
     }
 
@@ -200,7 +212,9 @@ impl Queue {
         let cached = buffered && matches!(&op, Op::Write { data, .. } if segs_len(data) <= most);
         // After the shutdown no task runs, so nothing comes here.
         if let Some(driver) = self.driver.borrow_mut().as_mut() {
-            if cached {
+            if self.bulk && buffered {
+                driver.submit_bulk(slot as u64, file, op);
+            } else if cached {
                 driver.submit_cached(slot as u64, file, op);
             } else {
                 driver.submit(slot as u64, file, op);

@@ -353,6 +353,12 @@ pub trait Driver {
         self.submit(token, file, op);
     }
 
+    /// As [`submit`](Self::submit), for a file of the page cache: one of many operations that nobody waits for but who waits for all of them,
+    /// so it may hold the calling thread.
+    fn submit_bulk(&mut self, token: u64, file: RawFd, op: Op) {
+        self.submit(token, file, op);
+    }
+
     /// Has `work` done where it takes no time of this thread's; a completion with `token` says when it is over. There is room for a
     /// bounded amount: what does not fit is done before the call returns.
     fn compute(&mut self, token: u64, work: Work);

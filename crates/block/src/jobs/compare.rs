@@ -77,7 +77,7 @@ pub fn compare(first: &Arc<Disk>, second: &Arc<Disk>, strict: bool, listener: Op
         return Ok(Verdict::Size);
     }
     let driver = first.storage().driver().map_err(|e| Error::io("cannot set up an I/O queue", e))?;
-    let queue = Queue::new(driver);
+    let queue = Queue::for_copying(driver);
     let total = sizes[0].max(sizes[1]);
     let comparison = Rc::new(Comparison {
         numbers: [first.next_queue_number(), second.next_queue_number()],

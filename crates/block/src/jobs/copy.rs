@@ -159,7 +159,7 @@ pub fn copy(
     };
     let driver =
         target.storage().driver().map_err(|e| CopyError::working(Error::io("cannot set up an I/O queue", e)))?;
-    let queue = Queue::new(driver);
+    let queue = Queue::for_copying(driver);
     let copy = Rc::new(Copy {
         plan: RefCell::new(Some(Plan::new(sources.clone(), rules))),
         planning: AsyncMutex::default(),

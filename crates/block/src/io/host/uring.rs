@@ -10,7 +10,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::compute::{Computing, Pool};
 use super::{Wake, take_signal};
-use crate::io::{Completion, Driver, IoSeg, Notify, Op, Work};
+use crate::io::{Completion, Driver, IoSeg, Notify, Op, Work, segs_len};
 
 /// Submission entries: as many are sent at once. The completion ring has twice as many; more operations than that wait in the backlog.
 const ENTRIES: u32 = 128;
@@ -31,6 +31,9 @@ const GET_EVENTS: u32 = 1;
 /// A write to the page cache that takes longer than this has waited for the disk, and for the next while none is done by ourselves.
 const SLOW_WRITE: Duration = Duration::from_micros(500);
 const SLOW_SPELL: Duration = Duration::from_millis(100);
+
+/// A read among many that is worth a thread's waking up: copying takes longer.
+const BULK_READ: u64 = 128 << 10;
 
 struct InFlight {
     token: u64,
@@ -190,6 +193,10 @@ impl Uring {
     }
 
     fn start(&mut self, token: u64, file: RawFd, op: Op) {
+        self.start_with(token, file, op, squeue::Flags::empty());
+    }
+
+    fn start_with(&mut self, token: u64, file: RawFd, op: Op, flags: squeue::Flags) {
         let fd = types::Fd(file);
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
@@ -214,7 +221,7 @@ impl Uring {
         };
         self.slots[slot as usize] = Some(InFlight { token, data });
         self.in_flight += 1;
-        self.unsent.push_back(entry.user_data(u64::from(slot)));
+        self.unsent.push_back(entry.user_data(u64::from(slot)).flags(flags));
     }
 
     fn reap(&mut self, done: &mut Vec<Completion>) {
@@ -301,6 +308,21 @@ impl Driver for Uring {
         let (result, data) = super::threads::run(file, op);
         self.slow_until = (now.elapsed() > SLOW_WRITE).then(|| now + SLOW_SPELL);
         self.done_inline.push(Completion { token, result, data });
+    }
+
+    /// Reads go to the ring's worker threads, though the page cache may have all of it, and writes are done here: so both copy at once. The
+    /// other way round writes to one file would wait for each other in the kernel, and each for a thread that wakes up.
+    fn submit_bulk(&mut self, token: u64, file: RawFd, op: Op) {
+        match &op {
+            Op::Write { .. } => {
+                let (result, data) = super::threads::run(file, op);
+                self.done_inline.push(Completion { token, result, data });
+            }
+            Op::Read { data, .. } if self.in_flight < self.capacity && segs_len(data) >= BULK_READ => {
+                self.start_with(token, file, op, squeue::Flags::ASYNC);
+            }
+            _ => self.submit(token, file, op),
+        }
     }
 
     fn compute(&mut self, token: u64, work: Work) {

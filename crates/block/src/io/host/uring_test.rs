@@ -92,3 +92,24 @@ fn cached_writes_are_done_at_once_but_not_while_the_disk_is_slow() {
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut found, 0).unwrap();
     assert_eq!(found, [5; 1024]);
 }
+
+#[test]
+fn among_many_operations_writes_are_done_at_once_and_large_reads_go_to_the_ring() {
+    let Some(mut queue) = ring() else { return };
+    let file = tempfile::tempfile().unwrap();
+    let len = BULK_READ as usize;
+    let (written, read) = (Buffer::from_bytes(&vec![5; len]), Buffer::zeroed(len));
+    // However slow writes are.
+    queue.slow_until = Some(Instant::now() + Duration::from_secs(100));
+    queue.submit_bulk(1, file.as_raw_fd(), Op::Write { offset: 512, data: vec![written.seg(0, len)] });
+    assert!(matches!(queue.done_inline[..], [Completion { token: 1, result: Ok(n), .. }] if n == len));
+    assert_eq!(file.metadata().unwrap().len(), 512 + len as u64);
+    queue.submit_bulk(2, file.as_raw_fd(), Op::Read { offset: 512, data: vec![read.seg(0, len)] });
+    assert_eq!(queue.in_flight, 1);
+    let mut done = Vec::new();
+    while queue.in_flight > 0 {
+        queue.wait(true, &mut done).unwrap();
+    }
+    assert!(done.iter().all(|completion| matches!(completion.result, Ok(n) if n == len)), "{done:?}");
+    assert!(read[..] == written[..]);
+}
