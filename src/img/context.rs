@@ -177,13 +177,39 @@ impl Context {
         Ok(spec)
     }
 
-    /// What becomes of an open disk's description by node options; they cannot make another disk of it.
-    pub(crate) fn changed(&self, mut options: NodeOptions, old: &DiskSpec) -> Result<DiskSpec, String> {
+    /// What becomes of an open disk's description by node options; they cannot make another disk of it. `opened` are the options by
+    /// which it was opened, if it was by any.
+    pub(crate) fn changed(
+        &self,
+        mut options: NodeOptions,
+        disk: &Disk,
+        opened: &NodeOptions,
+    ) -> Result<DiskSpec, String> {
+        let old = disk.spec();
         let path = old.path.to_string_lossy();
-        for (key, is) in [("driver", old.format.name()), ("filename", &path), ("file.filename", &path)] {
-            if options.get(key).is_some_and(|value| value != is) {
-                return Err(format!("Cannot change the option '{key}'"));
+        let layers = disk.layers();
+        // What a throw-away overlay lies over is the disk's image.
+        let below = layers.get(1 + usize::from(old.ephemeral)).map(|layer| layer.format.name());
+        let protocol = if disk.is_block_device() { "host_device" } else { "file" };
+        for (key, is) in [
+            ("driver", Some(old.format.name())),
+            ("filename", Some(&*path)),
+            ("file.filename", Some(&*path)),
+            ("file.driver", Some(protocol)),
+            ("backing.driver", below),
+            ("node-name", opened.get("node-name")),
+            ("file.node-name", opened.get("file.node-name")),
+            ("backing.node-name", opened.get("backing.node-name")),
+        ] {
+            if options.get(key).is_some_and(|value| Some(value) != is) {
+                let option = key.rsplit('.').next().unwrap_or(key);
+                return Err(format!("Cannot change the option '{option}'"));
             }
+        }
+        options.take("backing.driver");
+        options.take("backing.node-name");
+        if let Some((key, _)) = options.beginning_with("backing").next() {
+            return Err(format!("Cannot change the option '{key}'"));
         }
         options.set_default("driver", old.format.name());
         options.set_default("filename", &path);

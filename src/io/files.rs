@@ -153,7 +153,7 @@ fn reopen(session: &mut Session, command: &'static Command, words: &[String]) ->
         if mode.is_some() && (described.get("cache.direct").or(described.get("cache.no-flush"))).is_some() {
             return session.error("Cannot set both -c and the cache options");
         }
-        match session.setup.cx.changed(described, &spec) {
+        match session.changed_spec(described) {
             Ok(changed) => spec = changed,
             Err(message) => return session.error(&message),
         }
@@ -164,10 +164,17 @@ fn reopen(session: &mut Session, command: &'static Command, words: &[String]) ->
 }
 
 impl Session {
+    /// What becomes of the open disk's description by these options.
+    fn changed_spec(&self, options: NodeOptions) -> Result<cowhand_block::DiskSpec, String> {
+        let open = self.open.as_ref().ok_or("no file open")?;
+        self.setup.cx.changed(options, &open.disk, &open.options)
+    }
+
     /// Opens what is open as `spec` says; if that fails, as it was.
     fn reopen(&mut self, spec: &cowhand_block::DiskSpec) -> Outcome {
         let open = self.disk()?;
         let (old, aio, copy_on_read) = (open.disk.spec().clone(), open.aio, open.copy_on_read);
+        let options = open.options.clone();
         if *spec == old {
             return self.run(ByteRequest::Flush)?.result.or_else(|error| self.error(&error.to_string()));
         }
@@ -177,7 +184,7 @@ impl Session {
         self.close()?;
         match self.open_spec(spec, aio, copy_on_read) {
             Ok(open) => {
-                self.open = Some(open);
+                self.open = Some(OpenDisk { options, ..open });
                 Ok(())
             }
             Err(reason) => {
@@ -186,7 +193,7 @@ impl Session {
                         eprintln!("{}: cannot open the image as it was: {reason}", self.program);
                         None
                     },
-                    |open: OpenDisk| Some(open),
+                    |open| Some(OpenDisk { options, ..open }),
                 );
                 self.error(&reason)
             }

@@ -6,8 +6,9 @@ use std::ops::Range;
 
 use cowhand_block::bytes::Memory;
 use cowhand_block::io::Buffer;
+use cowhand_block::size::parse_size;
 
-use super::number::{REQUEST_MAX, size};
+use super::number::{REQUEST_MAX, no_size};
 use super::session::{Outcome, Session};
 
 /// By how much memory is misaligned with `-m`.
@@ -76,9 +77,9 @@ impl Session {
 
     /// A size in bytes.
     pub(crate) fn size(&mut self, word: &str) -> Outcome<u64> {
-        match size(word) {
+        match parse_size(word, 1) {
             Ok(size) => Ok(size),
-            Err(wrong) => self.fail(&wrong.message(word)),
+            Err(error) => self.fail(&no_size(word, error)),
         }
     }
 

@@ -119,13 +119,23 @@ impl Session {
             cache: settings.cache,
             ..How::default()
         };
+        let mut opened = NodeOptions::default();
         let mut spec = match (name, options) {
-            (Some(name), None) => self.setup.cx.spec_or_reason(name, &how)?,
+            (Some(name), None) => {
+                // If it is not one of these, it is refused below.
+                if self.setup.image_opts {
+                    opened = NodeOptions::from_list(name).unwrap_or_default();
+                } else if name.starts_with("json:") {
+                    opened = NodeOptions::from_json(name).unwrap_or_default();
+                }
+                self.setup.cx.spec_or_reason(name, &how)?
+            }
             (name, options) => {
                 let mut described = NodeOptions::from_list(options.unwrap_or("")).map_err(|e| e.to_string())?;
                 if let Some(name) = name {
                     described.set_default("filename", name);
                 }
+                opened = described.clone();
                 self.setup.cx.described(described, &how)?
             }
         };
@@ -140,7 +150,8 @@ impl Session {
         }
         spec.discard &= !settings.no_discard;
         spec.ephemeral = settings.snapshot && !spec.readonly;
-        self.open_spec(&spec, settings.aio, settings.copy_on_read)
+        let open = self.open_spec(&spec, settings.aio, settings.copy_on_read)?;
+        Ok(OpenDisk { options: opened, ..open })
     }
 
     /// Opens a disk that is described.
@@ -155,7 +166,7 @@ impl Session {
         let disk = Disk::open(spec, &policy).map_err(|e| reason(&e, spec))?;
         let mut queue = disk.byte_queue().map_err(|e| reason(&e, spec))?;
         queue.copy_on_read(copy_on_read);
-        Ok(OpenDisk { disk, queue, aio, copy_on_read })
+        Ok(OpenDisk { disk, queue, aio, copy_on_read, options: NodeOptions::default() })
     }
 
     /// Waits for what is under way, and closes what is open.

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use cowhand_block::Disk;
 use cowhand_block::bytes::{ByteQueue, ByteRequest, Memory};
+use cowhand_block::options::NodeOptions;
 
 use super::aio::Pending;
 use super::open::{Aio, Setup};
@@ -56,6 +57,8 @@ pub(crate) struct OpenDisk {
     pub(crate) queue: ByteQueue,
     pub(crate) aio: Aio,
     pub(crate) copy_on_read: bool,
+    /// The options by which it was opened, if it was by any.
+    pub(crate) options: NodeOptions,
 }
 
 /// The run.

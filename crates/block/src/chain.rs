@@ -22,6 +22,7 @@ use crate::raw::RawImage;
 use crate::secret::{Secret, SecretSource};
 use crate::spec::{Backing, Cache, DiskSpec, Format};
 use crate::sync::Arc;
+use crate::tuning::Tuning;
 
 /// A chain this deep is taken for a mistake.
 pub(crate) const DEPTH_MAX: usize = 1000;
@@ -124,14 +125,15 @@ pub(crate) async fn open_over(
     let cache_below = metadata_cache_below(spec, layers.len());
     while let Some(layer) = layers.pop() {
         let is_top = layers.is_empty() && !spec.ephemeral;
+        let described = described.get(layers.len()).and_then(Option::as_deref);
         let options = ImageOptions {
             writable: writable && is_top,
             no_flush: spec.cache == Cache::Unsafe,
             metadata_cache: if is_top { spec.metadata_cache } else { Some(cache_below) },
+            tuning: described.map(|spec| spec.tuning).unwrap_or_default(),
             discard_no_unref: spec.discard_no_unref,
             resolve: is_top,
         };
-        let described = described.get(layers.len()).and_then(Option::as_deref);
         let external = data_file(&layer, options.writable, &mut files, (described, spec, policy))?;
         let links = (node.take(), external);
         node = Some(Arc::new(connect(queue, layer, links, options).await?));
@@ -172,6 +174,7 @@ pub(crate) async fn open_overlay(
         writable: true,
         no_flush: spec.cache == Cache::Unsafe,
         metadata_cache: spec.metadata_cache,
+        tuning: Tuning::default(),
         discard_no_unref: spec.discard_no_unref,
         resolve: true,
     };
@@ -275,6 +278,7 @@ async fn overlay(queue: &Rc<Queue>, node: Arc<Node>, spec: &DiskSpec, policy: &O
         writable: true,
         no_flush: true,
         metadata_cache: spec.metadata_cache,
+        tuning: Tuning::default(),
         discard_no_unref: spec.discard_no_unref,
         resolve: true,
     };

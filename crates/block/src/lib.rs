@@ -35,6 +35,7 @@ mod queue;
 mod raw;
 pub mod request;
 pub mod secret;
+pub mod size;
 pub mod spec;
 mod status;
 #[cfg(test)]
@@ -45,6 +46,7 @@ mod testing;
 #[cfg(test)]
 mod torture;
 mod tracker;
+mod tuning;
 
 pub use bitmap::{BitmapInfo, BitmapState};
 pub use chain::OpenPolicy;
@@ -61,3 +63,4 @@ pub use request::{Event, Limits, Request, RequestQueue, Wait};
 pub use spec::{Backing, Cache, DiskSpec, Format, FormatError, SpecError};
 pub use status::{Content, Extent, Extents};
 pub use tracker::DirtyTracker;
+pub use tuning::Tuning;

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::secret::SecretSource;
+use crate::size::{SizeError, parse_size};
 use crate::spec::{self, Backing, Cache, DetectZeroes, DiskSpec, Format};
+use crate::tuning::Tuning;
 
 /// Node options by dotted keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,6 +19,19 @@ pub struct NodeOptions(BTreeMap<String, String>);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct OptionsError(String);
+
+/// The structures that QEMU guards one by one.
+const OVERLAP_CHECKS: [&str; 9] = [
+    "main-header",
+    "active-l1",
+    "active-l2",
+    "refcount-table",
+    "refcount-block",
+    "snapshot-table",
+    "inactive-l1",
+    "inactive-l2",
+    "bitmap-directory",
+];
 
 /// What the options leave to others.
 pub trait Surroundings {
@@ -75,13 +90,20 @@ impl NodeOptions {
         self.0.entry(key.into()).or_insert_with(|| value.into());
     }
 
+    /// The options that begin with `prefix`, in order.
+    pub fn beginning_with(&self, prefix: &str) -> impl Iterator<Item = (&str, &str)> {
+        let of = move |(key, _): &(&str, &str)| key.starts_with(prefix);
+        self.0.iter().map(|(key, value)| (key.as_str(), value.as_str())).filter(of)
+    }
+
     /// The value of an option.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)
     }
 
-    fn take(&mut self, key: &str) -> Option<String> {
+    /// Takes an option out.
+    pub fn take(&mut self, key: &str) -> Option<String> {
         self.0.remove(key)
     }
 
@@ -92,6 +114,54 @@ impl NodeOptions {
             Some("off" | "no" | "false" | "n") => Ok(Some(false)),
             Some(_) => wrong(format!("Parameter '{key}' expects 'on' or 'off'")),
         }
+    }
+
+    fn take_size(&mut self, key: &str) -> Result<Option<u64>, OptionsError> {
+        let Some(text) = self.take(key) else { return Ok(None) };
+        parse_size(&text, 1).map(Some).map_err(|e| match e {
+            SizeError::TooLarge => OptionsError(format!("Value '{text}' is out of range for parameter '{key}'")),
+            SizeError::Malformed => OptionsError(format!(
+                "Parameter '{key}' expects a non-negative number below 2^64\n\
+                 Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
+                 and exabytes, respectively."
+            )),
+        })
+    }
+
+    /// `cache-clean-interval`: metadata that is not used leaves the cache only where other needs its room, so there is nothing to do.
+    fn take_clean_interval(&mut self) -> Result<(), OptionsError> {
+        let key = "cache-clean-interval";
+        let Some(text) = self.take(key) else { return Ok(()) };
+        match text.parse::<i128>() {
+            Ok(0..=0xffff_ffff) => Ok(()),
+            // QEMU takes a negative number for a large one.
+            Ok(number) if number.unsigned_abs() <= u64::MAX.into() => wrong("Cache clean interval too big"),
+            Ok(_) => wrong(format!("Value '{text}' is too large for parameter '{key}'")),
+            Err(_) => wrong(format!("Parameter '{key}' expects a number")),
+        }
+    }
+
+    /// `overlap-check`: every structure is always guarded, so there is nothing to do.
+    fn take_overlap_checks(&mut self) -> Result<(), OptionsError> {
+        let template = self.take("overlap-check.template");
+        let short = self.take("overlap-check");
+        if let (Some(short), Some(template)) = (&short, &template)
+            && short != template
+        {
+            return wrong(format!(
+                "Conflicting values for qcow2 options 'overlap-check' ('{short}') and 'overlap-check.template' ('{template}')"
+            ));
+        }
+        match short.or(template).as_deref() {
+            None | Some("none" | "constant" | "cached" | "all") => {}
+            Some(other) => {
+                return wrong(format!(
+                    "Unsupported value '{other}' for qcow2 option 'overlap-check'. Allowed are any of the following: \
+                     none, constant, cached, all"
+                ));
+            }
+        }
+        OVERLAP_CHECKS.iter().try_for_each(|key| self.take_on_off(&format!("overlap-check.{key}")).map(drop))
     }
 
     /// Takes the options that begin with `prefix.` out, without the prefix.
@@ -213,29 +283,22 @@ impl NodeOptions {
             None | Some("luks" | "aes") => {}
             Some(other) => return wrong(format!("Parameter 'encrypt.format' does not accept value '{other}'")),
         }
-        // Reference counts are always written together, and every structure is guarded by every check.
-        self.take_on_off("lazy-refcounts")?;
-        for key in ["overlap-check", "overlap-check.template"] {
-            match self.take(key).as_deref() {
-                None | Some("none" | "constant" | "cached" | "all") => {}
-                Some(other) => {
-                    return wrong(format!(
-                        "Unsupported value '{other}' for qcow2 option 'overlap-check'. Allowed are any of the following: \
-                         none, constant, cached, all"
-                    ));
-                }
-            }
+        self.take_overlap_checks()?;
+        // What is no longer in use always goes back to the host, whoever let go of it.
+        for key in ["pass-discard-request", "pass-discard-snapshot", "pass-discard-other"] {
+            self.take_on_off(key)?;
         }
         if let Some(on) = self.take_on_off("discard-no-unref")? {
             spec.discard_no_unref = on;
         }
-        for key in ["cache-size", "l2-cache-size"] {
-            if let Some(text) = self.take(key) {
-                let size = spec::parse_size(&text);
-                let size = size.ok_or_else(|| OptionsError(format!("Parameter '{key}' expects a size")))?;
-                spec.metadata_cache = Some(size.max(64 << 10));
-            }
-        }
+        spec.tuning = spec.tuning.changed(Tuning {
+            total: self.take_size("cache-size")?,
+            l2: self.take_size("l2-cache-size")?,
+            refcounts: self.take_size("refcount-cache-size")?,
+            entry: self.take_size("l2-cache-entry-size")?,
+            lazy_refcounts: self.take_on_off("lazy-refcounts")?.unwrap_or(spec.tuning.lazy_refcounts),
+        });
+        self.take_clean_interval()?;
         let mut data = self.take_below("data-file");
         if !data.0.is_empty() {
             match data.take("driver").as_deref() {
@@ -247,11 +310,13 @@ impl NodeOptions {
                 return wrong(format!("Block protocol 'file' doesn't support the option '{key}'"));
             }
         }
-        let below = self.take_below("backing");
+        let mut below = self.take_below("backing");
+        // As `node-name` of the others.
+        below.take("node-name");
         match self.take("backing").as_deref() {
             None if below.0.is_empty() => {}
             None => {
-                let base = DiskSpec { secret: None, readonly: true, ..base.clone() };
+                let base = DiskSpec { secret: None, readonly: true, tuning: Tuning::default(), ..base.clone() };
                 spec.backing = Backing::Given(Box::new(below.into_spec(&base, around)?));
             }
             // JSON's null, or nothing.

@@ -69,6 +69,35 @@ fn what_is_wrong_is_named() {
 }
 
 #[test]
+fn options_of_the_cache_are_taken_as_qemu_takes_them() {
+    let image = "driver=qcow2,file.filename=x";
+    let tuned = listed(&format!("{image},cache-size=1.25M,l2-cache-entry-size=4k,lazy-refcounts=on")).unwrap().tuning;
+    let expected = Tuning { total: Some(5 << 18), entry: Some(4096), lazy_refcounts: true, ..Tuning::default() };
+    assert_eq!(tuned, expected);
+    let harmless =
+        "overlap-check.template=none,overlap-check.main-header=off,pass-discard-other=on,cache-clean-interval=5";
+    assert_eq!(listed(&format!("{image},{harmless}")), listed(image));
+    let values = "Unsupported value 'x' for qcow2 option 'overlap-check'. Allowed are any of the following: none, constant, \
+                  cached, all";
+    for (option, said) in [
+        ("overlap-check=x", values),
+        ("overlap-check.template=x", values),
+        (
+            "overlap-check=all,overlap-check.template=none",
+            "Conflicting values for qcow2 options 'overlap-check' ('all') and 'overlap-check.template' ('none')",
+        ),
+        ("overlap-check.active-l1=x", "Parameter 'overlap-check.active-l1' expects 'on' or 'off'"),
+        ("overlap-check.other=on", "Block format 'qcow2' does not support the option 'overlap-check.other'"),
+        ("pass-discard-request=x", "Parameter 'pass-discard-request' expects 'on' or 'off'"),
+        ("cache-clean-interval=-1", "Cache clean interval too big"),
+        ("cache-clean-interval=x", "Parameter 'cache-clean-interval' expects a number"),
+        ("l2-cache-size=8E", "Value '8E' is out of range for parameter 'l2-cache-size'"),
+    ] {
+        assert_eq!(listed(&format!("{image},{option}")), Err(said.into()), "{option}");
+    }
+}
+
+#[test]
 fn strings_in_json_may_be_in_single_quotes() {
     let json =
         NodeOptions::from_json(r#"json:{'driver': 'raw', "file": {'filename': 'it\'s "a".raw', "driver": 'file'}}"#);

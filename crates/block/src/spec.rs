@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::secret::SecretSource;
+use crate::tuning::Tuning;
 
 /// An image format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -152,6 +153,8 @@ pub struct DiskSpec {
     pub serial: String,
     /// Bytes of metadata to keep in memory; enough for the whole of a typical disk if not given.
     pub metadata_cache: Option<u64>,
+    /// See [`Tuning`].
+    pub tuning: Tuning,
     /// The logical block size that the guest is told, in bytes.
     pub block_size: u32,
     /// Whether the image is locked against other programs.
@@ -218,6 +221,7 @@ impl DiskSpec {
             backing_format: None,
             serial: String::new(),
             metadata_cache: None,
+            tuning: Tuning::default(),
             block_size: 512,
             lock: true,
             secret: None,

@@ -26,6 +26,7 @@ use crate::node::Node;
 use crate::queue::Queue;
 use crate::secret::Secret;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex};
+use crate::tuning::Tuning;
 
 /// Bytes of metadata kept in memory unless asked otherwise: L2 tables and refcounts of 1 TiB at 64 KiB clusters.
 pub(crate) const METADATA_CACHE: u64 = 160 << 20;
@@ -39,6 +40,8 @@ pub(crate) struct ImageOptions {
     pub(crate) writable: bool,
     pub(crate) no_flush: bool,
     pub(crate) metadata_cache: Option<u64>,
+    /// See [`Tuning`].
+    pub(crate) tuning: Tuning,
     /// Discarded clusters keep their place.
     pub(crate) discard_no_unref: bool,
     /// It is the topmost of its chain: its slices say where the layers below have what it has not.
@@ -139,6 +142,13 @@ impl Opening {
         Ok(())
     }
 
+    /// The options with what QEMU's say of the metadata to keep.
+    fn tuned(&self, options: ImageOptions) -> Result<ImageOptions> {
+        let kept = options.tuning.metadata_cache(&self.header.geometry(), self.header.size);
+        let kept = kept.map_err(|reason| self.refuse(ErrorKind::Invalid, &reason))?;
+        Ok(ImageOptions { metadata_cache: kept.or(options.metadata_cache), ..options })
+    }
+
     /// Reads the tables and makes the image.
     pub(crate) async fn finish(
         self,
@@ -148,6 +158,7 @@ impl Opening {
         options: ImageOptions,
     ) -> Result<Image> {
         self.check_features(options)?;
+        let options = self.tuned(options)?;
         let cipher = self.cipher(queue, secret).await?.map(Arc::new);
         let opening = if options.writable { self.cleaned(queue).await? } else { self };
         let size = opening.header.size;
