@@ -11,7 +11,7 @@ use super::arguments::ImageArgs;
 use super::context::{cache_mode, reason};
 use super::options::{Options, on_off};
 use super::pace::Pace;
-use super::units::parse_size;
+use super::units::{SizeError, parse_size};
 use super::{Context, Failure, How, shows_progress};
 
 /// Changes the options of an image that is there
@@ -165,7 +165,7 @@ fn asked(options: &Options, cx: &Context, force: bool) -> Result<AmendOptions, F
     let size = match options.get("size").map(|text| (text, parse_size(text, 1))) {
         None | Some((_, Ok(0))) => None,
         Some((_, Ok(size))) => Some(size),
-        Some((text, Err(_))) if text.strip_prefix('-').is_some_and(|rest| parse_size(rest, 1).is_ok()) => {
+        Some((text, Err(SizeError::TooLarge))) => {
             return Err(Failure::new(format!("Value '{text}' is out of range for parameter 'size'")));
         }
         Some((_, Err(_))) => return Err(Failure::new(super::resize::SIZE_EXPECTED)),

@@ -124,9 +124,6 @@ pub(super) fn number(text: &str, what: &str, least: u64, most: u64) -> Result<u6
     match parse_size(text, 1) {
         Ok(number) if (least..=most).contains(&number) => Ok(number),
         Ok(_) | Err(SizeError::TooLarge) => Err(range()),
-        Err(SizeError::Malformed) if text.trim_start().strip_prefix('-').is_some_and(|n| parse_size(n, 1).is_ok()) => {
-            Err(range())
-        }
         Err(SizeError::Malformed) => Err(Failure::new(format!("Invalid {what} specified: '{text}'."))),
     }
 }

@@ -131,13 +131,6 @@ fn make_as((format, preallocation): (NewFormat, Preallocation), name: &str, cx: 
 
 fn positional_size(text: &str) -> Result<u64, Failure> {
     let too_large = || Failure::new("Invalid image size specified. Must be between 0 and 9223372036854775807.");
-    // Below 0 a number is one only without a suffix.
-    if text
-        .strip_prefix('-')
-        .is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()) && parse_size(rest, 1).is_ok())
-    {
-        return Err(too_large());
-    }
     parse_size(text, 1).map_err(|e| match e {
         SizeError::TooLarge => too_large(),
         SizeError::Malformed => Failure::new(format!("Invalid image size specified: '{text}'.")),

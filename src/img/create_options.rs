@@ -362,13 +362,6 @@ fn not_accepted(name: &str, value: &str) -> String {
 /// An option's value in bytes.
 fn size_of(key: &str, value: &str) -> Result<u64, String> {
     let out_of_range = || format!("Value '{value}' is out of range for parameter '{key}'");
-    // Below 0 a number is one only without a suffix.
-    if value
-        .strip_prefix('-')
-        .is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()) && parse_size(rest, 1).is_ok())
-    {
-        return Err(out_of_range());
-    }
     parse_size(value, 1).map_err(|e| match e {
         SizeError::TooLarge => out_of_range(),
         SizeError::Malformed => format!(

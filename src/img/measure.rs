@@ -148,7 +148,6 @@ fn size(text: &str) -> Result<u64, Failure> {
     let too_large = || Failure::new("Invalid image size specified. Must be between 0 and 9223372036854775807.");
     parse_size(text, 1).map_err(|e| match e {
         SizeError::TooLarge => too_large(),
-        SizeError::Malformed if text.strip_prefix('-').is_some_and(|rest| parse_size(rest, 1).is_ok()) => too_large(),
         SizeError::Malformed => Failure::new(format!("Invalid image size specified: '{text}'.")),
     })
 }

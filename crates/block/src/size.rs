@@ -16,19 +16,17 @@ pub enum SizeError {
 /// It is none, or too large.
 pub fn parse_size(word: &str, unit: u64) -> Result<u64, SizeError> {
     let text = word.trim_start();
-    let (text, negative) = match text.as_bytes() {
-        [b'-', ..] => (&text[1..], true),
-        [b'+', ..] => (&text[1..], false),
-        _ => (text, false),
-    };
+    if let Some(number) = text.strip_prefix('-') {
+        // Below 0 a number is one only without a fraction and a suffix.
+        let whole = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+        return Err(if whole { SizeError::TooLarge } else { SizeError::Malformed });
+    }
+    let text = text.strip_prefix('+').unwrap_or(text);
     let value = match text.get(..2) {
         Some("0x" | "0X") if text[2..].starts_with(|c: char| c.is_ascii_hexdigit()) => hexadecimal(&text[2..], unit)?,
         _ => decimal(text, unit)?,
     };
-    if value > i64::MAX as u64 || negative {
-        return Err(SizeError::TooLarge);
-    }
-    Ok(value)
+    if value > i64::MAX as u64 { Err(SizeError::TooLarge) } else { Ok(value) }
 }
 
 fn hexadecimal(digits: &str, unit: u64) -> Result<u64, SizeError> {

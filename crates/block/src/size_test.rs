@@ -41,7 +41,7 @@ fn a_number_alone_counts_in_units() {
 fn what_is_no_size_is_told_from_what_is_too_large() {
     for word in [
         "", "x", "-x", ".", "k", ".k", "1.5", "1.5b", "1.5.5k", "++5", "0x", "0x10k", "0x1.5", "1e3", "1kB", "1 k",
-        "1_0", "inf", "0b1", "1,", "0x+1",
+        "1_0", "inf", "0b1", "-1k", "-0x10", "-1.0", "-", "1,", "0x+1",
     ] {
         assert_eq!(size(word), Err(SizeError::Malformed), "{word}");
     }
