@@ -146,7 +146,24 @@ fn wrong_commands_are_answered_in_qemus_words() {
         "zone_report 0 1", "zone_open x 1", "zone_close 0 x", "zone_append 0 1", "zone_append 0 512 512", "open", "open -x",
         "open other", "reopen -x", "reopen foo", "reopen -r -w", "reopen -c foo", "reopen -o foo=bar",
         "reopen -o lazy-refcounts=42", "reopen -r -o read-only=on", "reopen -c writeback -o cache.direct=on", "", "q", "quit x",
+        "reopen -o node-name=a", "reopen -o file.node-name=a", "reopen -o file.driver=qcow2", "reopen -o file.driver=file",
+        "reopen -o driver=raw", "reopen -o driver=qcow2", "reopen -o cache-size=1M,l2-cache-size=2M", "reopen -o cache-size=1x",
+        "reopen -o cache-size=1M,refcount-cache-size=2M", "reopen -o cache-size=1M,l2-cache-size=1k,refcount-cache-size=1k",
+        "reopen -o l2-cache-entry-size=33k", "reopen -o l2-cache-entry-size=4k", "reopen -o refcount-cache-size=256T",
+        "reopen -o overlap-check=all,overlap-check.template=none", "reopen -o overlap-check.template=x", "reopen -o overlap-check=x",
+        "reopen -o overlap-check.active-l1=off", "reopen -o overlap-check.active-l1=x", "reopen -o cache-clean-interval=-1",
+        "reopen -o cache-clean-interval=x", "reopen -o pass-discard-other=x", "reopen -o pass-discard-other=on",
     ]);
+    stand.each(
+        OVER,
+        &["reopen -o backing.driver=raw", "reopen -o backing.driver=file", "reopen -o backing.node-name=a"],
+    );
+    stand.all(&[], &["open -o driver=qcow2,node-name=a plain.qcow2", "reopen -o node-name=a", "reopen -o node-name=b"]);
+    stand.all(&[], &["open -o driver=qcow2,cache-size=0 plain.qcow2", "read 0 1k"]);
+    stand.all(
+        PLAIN,
+        &["reopen -o cache-size=1M", "reopen -o l2-cache-size=512k", "reopen -o refcount-cache-size=2M", "read 0 1k"],
+    );
     stand.all(
         &[&["-r"], PLAIN].concat(),
         &["write 0 1k", "discard 0 1k", "truncate 1k", "writev 0 1k", "aio_write 0 1k", "zone_open 0 1", "flush"],

@@ -104,8 +104,9 @@ pub(crate) async fn open_over(
     let mut node: Option<Arc<Node>> = None;
     while let Some(next) = below(queue, &layers, (&described[..], base), policy).await? {
         match next {
-            Below::Opened(next, given) => {
-                layers.push(*next);
+            Below::Opened(opened) => {
+                let (next, given) = *opened;
+                layers.push(next);
                 described.push(given);
             }
             Below::Base(base) => {
@@ -290,7 +291,7 @@ async fn overlay(queue: &Rc<Queue>, node: Arc<Node>, spec: &DiskSpec, policy: &O
 /// The layer below another one.
 enum Below<'a> {
     /// And how it was described, if it was.
-    Opened(Box<Layer>, Option<Cow<'a, DiskSpec>>),
+    Opened(Box<(Layer, Option<Cow<'a, DiskSpec>>)>),
     /// It is open already.
     Base(Arc<Node>),
 }
@@ -357,7 +358,7 @@ async fn below<'a>(
         None => probe(queue, &path, &file).await.map_err(in_words)?,
     };
     let layer = Layer::new(queue, path, file, (format, secret(spec, policy)?)).await.map_err(in_words)?;
-    Ok(Some(Below::Opened(Box::new(layer), given)))
+    Ok(Some(Below::Opened(Box::new((layer, given)))))
 }
 
 /// The backing disk that a `json:` name in a header describes. It is a stranger's description: of the files in it each must be one that
