@@ -131,6 +131,7 @@ fn rebase() {
             "rebase -b a.qcow2 -F qcow2 b.qcow2",
             "rebase -u -b a.qcow2 -F qcow2 b.qcow2",
             "rebase -f raw -b a.qcow2 -F qcow2 r.raw",
+            "rebase -c -f raw -b '' r.raw",
             "rebase -b a.qcow2 -F qcow2 top.qcow2",
             "rebase -c -b old.qcow2 -F qcow2 b.qcow2",
             "rebase -b c.qcow2 -F qcow2 top.qcow2",

@@ -482,3 +482,33 @@ fn as_cowhand_img_formats_are_not_guessed() {
     assert_eq!(refused.status, Some(1));
     assert!(refused.err.contains("--probe") && !room.path("t").exists(), "{}", refused.err);
 }
+
+/// What a target is told to have from its backing file it must get when it has none; and over what it had before, zeros are written.
+#[test]
+fn an_existing_target_without_a_backing_file_gets_everything() {
+    let room = Room::new();
+    room.qemu_ok("create -q -f qcow2 base.qcow2 1M");
+    room.io(&["-f", "qcow2", "-c", "write -P 1 0 128k", "base.qcow2"]);
+    room.qemu_ok("create -q -f qcow2 -b base.qcow2 -F qcow2 over.qcow2");
+    room.io(&["-f", "qcow2", "-c", "write -P 2 64k 64k", "over.qcow2"]);
+    room.qemu_ok("create -q -f qcow2 there.qcow2 1M");
+    room.io(&["-f", "qcow2", "-c", "write -P 3 256k 64k", "there.qcow2"]);
+    room.ours_ok("convert -n -B base.qcow2 -O qcow2 over.qcow2 there.qcow2");
+    assert_eq!(room.qemu("compare over.qcow2 there.qcow2").status, Some(0));
+}
+
+#[test]
+fn an_existing_target_says_itself_what_is_zero() {
+    let room = Room::new();
+    room.qemu_ok("create -q -f qcow2 empty.qcow2 64M");
+    for compat in ["0.10", "1.1"] {
+        let maps = ["ours", "qemu"].map(|who| {
+            room.qemu_ok(&format!("create -q -f qcow2 -o compat={compat} {who}.qcow2 64M"));
+            let words = format!("convert -n -O qcow2 empty.qcow2 {who}.qcow2");
+            let ended = if who == "ours" { room.ours(&words) } else { room.qemu(&words) };
+            assert_eq!(ended.status, Some(0), "{}", ended.err);
+            room.qemu_ok(&format!("map --output=json {who}.qcow2"))
+        });
+        assert_eq!(maps[0], maps[1], "compat={compat}");
+    }
+}

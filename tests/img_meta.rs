@@ -112,6 +112,11 @@ fn info_says_what_qemu_img_says() {
     let absolute = dir.join("over.qcow2");
     assert_same(dir, &["info", absolute.to_str().unwrap()]);
     assert_same(dir, &["info", "-f", "raw", "over.qcow2"]);
+    make(dir, &["create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "file:a:b.qcow2"]);
+    for name in ["file:over.qcow2", "file:a:b.qcow2", "./a:b.qcow2"] {
+        assert_same(dir, &["info", name]);
+        assert_same(dir, &["info", "--output=json", name]);
+    }
     assert_same(dir, &["info", "--image-opts", "driver=qcow2,file.filename=over.qcow2"]);
     assert_same(dir, &["info", r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"over.qcow2"}}"#]);
     for wrong in [&["nothing"][..], &["-f", "nope", "raw"], &["-f", "qcow2", "raw"]] {

@@ -311,12 +311,8 @@ fn existing(args: &Args, plan: &mut Plan<'_>, sources: &[Arc<Disk>], cx: &Contex
     if args.bitmaps && !target.can_have_bitmaps() {
         return Err(Failure::new(format!("Format driver '{}' does not support bitmaps", target.spec().format)));
     }
-    if plan.copy.over_backing && target.layers().len() < 2 {
-        return Err(Failure::new(format!(
-            "-B: '{}' has no backing file, so it would lack what the source has from its own",
-            plan.target
-        )));
-    }
+    // Where nothing lies below the target, it gets what the source has from its own backing file, too: it would lack that.
+    plan.copy.over_backing &= target.layers().len() > 1;
     if args.target_is_zero && target.layers().len() > 1 {
         cx.warn("--target-is-zero: the target has a backing file, and shows what that has where nothing is written");
     }

@@ -79,8 +79,17 @@ fn image(
     let info = info.map_err(|e| Context::cannot_open(name, &reason(&e, &spec)))?;
     let device = std::fs::metadata(&spec.path).is_ok_and(|metadata| metadata.file_type().is_block_device());
     let described = image_opts || name.starts_with("json:");
-    let name = if described { spec.path.to_string_lossy().into_owned() } else { name.to_string() };
+    let name = if described { spec.path.to_string_lossy().into_owned() } else { shown(name) };
     Ok(Image { name, protocol: if device { "host_device" } else { "file" }, info })
+}
+
+/// A file's name as it is shown: without `file:`, and so that what lies beside it is found by it, whatever it contains.
+fn shown(name: &str) -> String {
+    match name.strip_prefix("file:") {
+        Some(path) if path.split('/').next().is_some_and(|first| first.contains(':')) => format!("./{path}"),
+        Some(path) => path.to_string(),
+        None => name.to_string(),
+    }
 }
 
 /// An image that was looked at.

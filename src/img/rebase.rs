@@ -81,6 +81,9 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     let disk = cx.open_spec(file, &spec)?;
     let cannot_change = |e: &Error| cannot_change(e, name, args, &spec);
     if spec.format == Format::Raw {
+        if args.compress && !args.backing_unsafe {
+            return Err(Failure::new("Compression not supported for this file format"));
+        }
         return Err(Failure::new(format!(
             "Could not change the backing file to '{}': Operation not supported",
             name.unwrap_or_default()

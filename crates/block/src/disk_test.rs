@@ -1,3 +1,5 @@
+use std::cell::Cell;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use cowhand_qcow2::{ClusterBits, CreateParams};
@@ -7,6 +9,7 @@ use crate::io::host::{Engine, Host};
 use crate::io::sim::World;
 use crate::io::{Buffer, OpenMode};
 use crate::qcow2::create;
+use crate::request::{Event, RequestQueue, Wait};
 use crate::testing::{Stuck, within_seconds};
 
 const IMAGE: &str = "/disk.qcow2";
