@@ -64,6 +64,8 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     let backing_cache = cache_mode(&args.backing_cache, "source cache")?;
     let name = args.backing.as_deref().filter(|name| !name.is_empty());
     if let Some(format) = &args.backing_format
+        // How a file is reached is no format, but a name that a header may have.
+        && !matches!(format.as_str(), "file" | "host_device")
         && let Err(FormatError::Unknown(_)) = format.parse::<Format>()
     {
         return Err(Failure::new(format!("Invalid format name: '{format}'")));

@@ -105,9 +105,10 @@ impl FeatureName {
     /// Bytes of one entry.
     pub const LEN: usize = 48;
 
-    /// The entries in the data of a feature name table extension. What is left over at the end is no entry.
+    /// The entries in the data of a feature name table extension. An entry that is cut short at the end has a shorter name: whoever
+    /// writes the extension by hand may leave its padding out.
     pub(crate) fn parse_table(data: &[u8]) -> impl Iterator<Item = Self> {
-        data.chunks_exact(Self::LEN).filter_map(|entry| {
+        data.chunks(Self::LEN).filter_map(|entry| {
             let (&kind, rest) = entry.split_first()?;
             let (&bit, name) = rest.split_first()?;
             let name = name.split(|&byte| byte == 0).next()?;

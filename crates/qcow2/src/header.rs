@@ -150,15 +150,21 @@ impl Header {
         self.compatible.contains(Compatible::LAZY_REFCOUNTS)
     }
 
-    /// The data of the first extension of this kind.
+    /// The data of the extension of this kind; of the last one, as in QEMU, if a backing format is there twice.
     #[must_use]
     pub fn extension(&self, kind: ExtensionKind) -> Option<&[u8]> {
-        self.extensions.iter().find(|e| e.kind == kind).map(|e| e.data.as_slice())
+        self.extensions.iter().rfind(|e| e.kind == kind).map(|e| e.data.as_slice())
     }
 
     /// Sets the data of the extension of this kind, keeping its place in the chain, or takes it away. A new one goes to
-    /// the front, as the known ones stand before the unknown ones in what QEMU writes.
+    /// the front, as the known ones stand before the unknown ones in what QEMU writes. Of a kind that was there twice the last one stays.
     pub fn set_extension(&mut self, kind: ExtensionKind, data: Option<Vec<u8>>) {
+        let mut later = self.extensions.iter().filter(|e| e.kind == kind).count();
+        self.extensions.retain(|e| {
+            let counts = e.kind == kind;
+            later -= usize::from(counts);
+            !counts || later == 0
+        });
         let at = self.extensions.iter().position(|e| e.kind == kind);
         match (at.and_then(|at| self.extensions.get_mut(at)), data) {
             (Some(old), Some(data)) => old.data = data,

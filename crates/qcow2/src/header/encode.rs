@@ -212,13 +212,9 @@ impl Header {
     }
 
     fn check_extensions(&self) -> Result<(), FormatError> {
-        let once = [
-            ExtensionKind::BackingFormat,
-            ExtensionKind::FeatureNames,
-            ExtensionKind::Bitmaps,
-            ExtensionKind::Luks,
-            ExtensionKind::DataFileName,
-        ];
+        // A backing format may be there twice: tools that add header extensions leave the old one, and the last one holds.
+        let once =
+            [ExtensionKind::FeatureNames, ExtensionKind::Bitmaps, ExtensionKind::Luks, ExtensionKind::DataFileName];
         for kind in once {
             if self.extensions.iter().filter(|e| e.kind == kind).count() > 1 {
                 return Err(FormatError::Inconsistent { field: Field::new(kind.name()), problem: "it is there twice" });

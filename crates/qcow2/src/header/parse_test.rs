@@ -248,6 +248,25 @@ fn edge_05_known_extension_twice_is_refused() {
 }
 
 #[test]
+fn edge_05_of_two_backing_formats_the_last_one_holds() {
+    let twice = b"\xe2\x79\x2a\xca\x00\x00\x00\x05qcow2\0\0\0\xe2\x79\x2a\xca\x00\x00\x00\x03raw\0\0\0\0\0";
+    let mut header = v3(|b| put_extensions(b, twice)).unwrap();
+    assert_eq!(header.backing_format(), Some("raw"));
+    header.set_backing(Some(b"base"), Some("qcow2"));
+    let formats = header.extensions.iter().filter(|e| e.kind == ExtensionKind::BackingFormat);
+    assert_eq!((formats.count(), header.backing_format()), (1, Some("qcow2")));
+}
+
+#[test]
+fn edge_03_feature_name_without_its_padding_is_read() {
+    let table = [&b"\0\x3fa"[..], &[0; 45], b"\0\x3dlast one"].concat();
+    let names: Vec<_> = FeatureName::parse_table(&table).map(|feature| (feature.bit, feature.name)).collect();
+    assert_eq!(names, [(63, "a".to_string()), (61, "last one".to_string())]);
+    // One that is cut in the middle of its head names nothing.
+    assert_eq!(FeatureName::parse_table(b"\0").count(), 0);
+}
+
+#[test]
 fn edge_05_backing_format_too_long_or_no_utf8_is_refused() {
     let long = v3(|b| put_extensions(b, b"\xe2\x79\x2a\xca\x00\x00\x00\x10qqqqqqqqqqqqqqqq"));
     assert_eq!(field(long.unwrap_err()), "backing format extension");
