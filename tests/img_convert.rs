@@ -512,3 +512,30 @@ fn an_existing_target_says_itself_what_is_zero() {
         assert_eq!(maps[0], maps[1], "compat={compat}");
     }
 }
+
+#[test]
+fn a_target_that_is_a_file_of_the_source_is_refused_and_keeps_its_bytes() {
+    let room = Room::new();
+    room.source();
+    room.qemu_ok("convert -f raw -O qcow2 s.raw base.qcow2");
+    room.qemu_ok("create -f qcow2 -b base.qcow2 -F qcow2 top.qcow2");
+    std::os::unix::fs::symlink("base.qcow2", room.path("link.qcow2")).unwrap();
+    let before = std::fs::read(room.path("base.qcow2")).unwrap();
+    // Without locks (-U) nothing else would say so; and a lock of the same program's may be given back before the file is made.
+    for words in [
+        "convert -f qcow2 -O raw top.qcow2 base.qcow2",
+        "convert -U -f qcow2 -O raw top.qcow2 base.qcow2",
+        "convert -U -f qcow2 -O qcow2 base.qcow2 link.qcow2",
+        "dd -U -f qcow2 -O raw if=top.qcow2 of=link.qcow2",
+        "create -f qcow2 -b base.qcow2 -F qcow2 link.qcow2",
+        "create -f qcow2 -b top.qcow2 -F qcow2 link.qcow2",
+    ] {
+        let ended = room.ours(words);
+
+        assert_eq!(ended.status, Some(1), "{words}: {ended:?}");
+        assert!(
+            !ended.err.is_empty() && std::fs::read(room.path("base.qcow2")).unwrap() == before,
+            "{words}: {ended:?}"
+        );
+    }
+}

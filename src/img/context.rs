@@ -1,6 +1,7 @@
 //! What every subcommand needs: how messages look, and how an image is opened by its name.
 
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cowhand_block::options::{NodeOptions, OptionsError, Surroundings, plain_name};
@@ -236,6 +237,20 @@ impl Context {
 /// What is wrong, for somebody who has named the file of `spec` already.
 pub(crate) fn reason(error: &Error, spec: &DiskSpec) -> String {
     if error.path() == Some(spec.path.as_path()) { error.reason() } else { error.to_string() }
+}
+
+/// Whether the file called `name` is one that `disk` is made of, by whatever name: to make an image there would lose what the disk shows,
+/// which no lock says where none is taken, or where the same program holds it.
+pub(super) fn is_part_of(name: &str, disk: &Disk) -> bool {
+    let layers = disk.layers().into_iter().map(|layer| layer.path);
+    is_one_of(name, layers.chain(disk.data_paths()))
+}
+
+/// Whether the file called `name` is one of `paths`, by whatever name.
+pub(super) fn is_one_of(name: &str, paths: impl IntoIterator<Item = PathBuf>) -> bool {
+    let identity = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    let Some(target) = identity(&plain_name(name)) else { return false };
+    paths.into_iter().any(|path| identity(&path) == Some(target))
 }
 
 /// The protocol that a name begins with, if it is none of a file's.

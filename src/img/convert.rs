@@ -10,7 +10,7 @@ use cowhand_block::jobs::copy::{CopyError, CopyEvent, CopyOptions, Doing, Listen
 use cowhand_block::{BitmapState, Disk, Format};
 
 use super::bench::number;
-use super::context::cache_mode;
+use super::context::{cache_mode, is_part_of};
 use super::create::make;
 use super::create_options::{CreateOptions, creatable, help};
 use super::options::Options;
@@ -273,6 +273,10 @@ fn new(args: &Args, plan: &mut Plan<'_>, sources: &[Arc<Disk>], size: u64, cx: &
     }
     let cache = cache_mode(&args.target_cache, "cache")?;
     let how = How { format: Some(format.name()), write: true, cache, ..How::default() };
+    if sources.iter().any(|source| is_part_of(plan.target, source)) {
+        let message = "it is a file of the source, whose content would be lost";
+        return Err(Failure::new(format!("{}: error while converting {format}: {message}", plan.target)));
+    }
     make(&options, size, plan.target, cx)
         .map_err(|e| Failure::new(format!("{}: error while converting {format}: {e}", plan.target)))?;
     let mut spec = cx.spec(plan.target, &how)?;

@@ -6,6 +6,7 @@ use clap::Parser;
 use cowhand_block::{Backing, Format, NewFormat, Preallocation, inspect, make_image};
 use cowhand_qcow2::CryptMethod;
 
+use super::context::{is_one_of, is_part_of};
 use super::create_options::{CreateOptions, NewImage, creatable, help};
 use super::luks_volume::{self, Volume};
 use super::options::Options;
@@ -137,6 +138,9 @@ fn positional_size(text: &str) -> Result<u64, Failure> {
     })
 }
 
+/// The image would take the place of what lies below it.
+const SAME: &str = "Error: Trying to create an image with the same filename as the backing file";
+
 /// Looks at the backing file, unless it is not to be looked at and need not be; gives its size.
 fn backing_size(
     options: &CreateOptions,
@@ -160,7 +164,7 @@ fn backing_size(
         None => dir.join(cowhand_block::options::plain_name(backing)).to_string_lossy().into_owned(),
     };
     if full == name {
-        return Err("Error: Trying to create an image with the same filename as the backing file".into());
+        return Err(SAME.into());
     }
     if unsafe_mode && format.is_none() {
         return Err("Backing file specified without backing format".into());
@@ -175,6 +179,9 @@ fn backing_size(
         let detected = spec.format;
         return Err(format!("Backing file specified without backing format\nDetected format of {detected}."));
     }
+    if is_one_of(name, [spec.path.clone()]) {
+        return Err(SAME.into());
+    }
     // Its secret is asked for when it is read, not now.
     if spec.format == Format::Qcow2 && spec.secret.is_none() {
         let info = inspect(&spec.path, spec.format, spec.lock, &cx.policy);
@@ -188,5 +195,8 @@ fn backing_size(
     let spec = cowhand_block::DiskSpec { backing: Backing::Header, ..spec };
     let disk =
         cowhand_block::Disk::open(&spec, &cx.policy).map_err(|e| could_not(super::context::reason(&e, &spec)))?;
+    if is_part_of(name, &disk) {
+        return Err(SAME.into());
+    }
     Ok(size.is_none().then(|| disk.size()))
 }

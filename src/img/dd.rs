@@ -6,6 +6,7 @@ use cowhand_block::io::Buffer;
 
 use super::arguments::ImageArgs;
 use super::bench::number;
+use super::context::is_part_of;
 use super::create::make;
 use super::create_options::{CreateOptions, creatable};
 use super::options::Options;
@@ -87,6 +88,9 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     let size = end.saturating_sub(start);
     let output = &operands.output;
     let failed = |message: String| Failure::new(format!("{output}: error while creating output image: {message}"));
+    if is_part_of(output, &input) {
+        return Err(failed("it is a file of the input, whose content would be lost".into()));
+    }
     let options = CreateOptions::new(format, &Options::default()).map_err(failed)?;
     make(&options, size, output, cx).map_err(failed)?;
     let how = How { format: Some(format.name()), write: true, ..How::default() };

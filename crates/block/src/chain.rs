@@ -502,7 +502,10 @@ fn lock_error(path: &Path, write: bool, error: LockError) -> Error {
         LockError::Held(permission) => {
             let way_out = if write { "; readonly=on or ephemeral=on go on if it only reads too" } else { "" };
             let message = format!("Failed to get {permission} lock: another process uses the image{way_out}");
-            Error::new(ErrorKind::Locked, message).at_path(path)
+            // One line of QEMU's two.
+            let brief =
+                format!("Failed to get {permission} lock. Is another process using the image [{}]?", path.display());
+            Error::new(ErrorKind::Locked, message).at_path(path).briefly(Some(brief))
         }
         LockError::Io(e) => Error::io("cannot lock (lock=off does without)", e).at_path(path),
     }
