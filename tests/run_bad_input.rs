@@ -179,7 +179,6 @@ fn disks_that_cannot_be_opened_are_named_and_not_changed() {
     let name = dir.path().display().to_string();
     let kernel = tiny_guest();
     for (path, format, what) in [
-        ("/nonexistent/disk", "qcow2", "No such file"),
         (name.as_str(), "qcow2", "directory"),
         (qcow2_file.as_str(), "raw", "format=qcow2"),
         (raw_file.as_str(), "qcow2", "format=raw"),
@@ -187,6 +186,8 @@ fn disks_that_cannot_be_opened_are_named_and_not_changed() {
     ] {
         expect(&["--kernel", &kernel, "--disk", &disk(path, &format!("format={format}"))], 1, path, what);
     }
+    let missing = disk("/nonexistent/disk", "format=qcow2");
+    expect(&["--kernel", &kernel, "--disk", &missing], 1, "Could not open '/nonexistent/disk'", "No such file");
     assert_eq!(std::fs::read(&qcow2_file).unwrap(), qcow2());
     assert_eq!(std::fs::read(&raw_file).unwrap(), vec![7; 1 << 20]);
 }

@@ -141,7 +141,7 @@ fn write_compressed_over_what_is_there_returns_error_and_leaves_it() {
     compress(&mut queue, 0, 1).unwrap();
     ask(&mut queue, Request::Write { offset: CLUSTER as u64, data: vec![content(2).seg(0, CLUSTER)] }).unwrap();
     for (cluster, byte) in [(0, 1), (1, 2)] {
-        assert_eq!(compress(&mut queue, cluster, 9).unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(compress(&mut queue, cluster, 9).unwrap_err().kind(), ErrorKind::Invalid);
         assert_holds(&mut queue, cluster, byte);
     }
     // Where there are only zeros it is fine.
