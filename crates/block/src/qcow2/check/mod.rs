@@ -150,7 +150,11 @@ impl Checker {
         let flagged = self.is_flagged();
         let is_clean = report.is_clean() && self.out.flags == 0;
         self.out.flags_wait = false;
-        if repair == Repair::None || (is_clean && !flagged) {
+        if repair == Repair::None {
+            return Ok(report);
+        }
+        if is_clean && !flagged {
+            self.forget_unknown().await?;
             return Ok(report);
         }
         let (corruptions, leaks) = (report.corruptions, report.leaks);

@@ -43,13 +43,19 @@ impl Checker {
         self.header.autoclear &= Autoclear::all();
     }
 
+    /// The same, at once: who may write the image does not know of it.
+    pub(super) async fn forget_unknown(&mut self) -> Result<()> {
+        if self.header.autoclear.unknown().is_empty() {
+            return Ok(());
+        }
+        self.disown_unknown();
+        self.write_header().await
+    }
+
     /// Repairs what was found.
     pub(super) async fn repair(&mut self, repair: Repair, walked: Walked, counts: Counts) -> Result<()> {
         self.out.start(Stage::Silent);
-        if !self.header.autoclear.unknown().is_empty() {
-            self.disown_unknown();
-            self.write_header().await?;
-        }
+        self.forget_unknown().await?;
         let (mut w, mut counts) = (walked, counts);
         if repair == Repair::All {
             self.give_up_bitmaps(&w).await?;
