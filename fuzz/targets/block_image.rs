@@ -32,6 +32,7 @@ fuzz_target!(|data: &[u8]| {
     // What the images of the corpus name as their backing file.
     world.put(Path::new("/base.img"), vec![0xba; 40_000]);
     let policy = OpenPolicy {
+        probe: false,
         storage: Arc::new(world.clone()) as Arc<dyn Storage>,
         allow_dirs: vec!["/".into()],
         temp_dir: "/".into(),
