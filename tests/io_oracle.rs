@@ -19,7 +19,7 @@ struct Stand {
     sides: [(PathBuf, PathBuf); 2],
 }
 
-const QCOW2: [&str; 5] = ["plain.qcow2", "over.qcow2", "old.qcow2", "sub.qcow2", "small.qcow2"];
+const QCOW2: [&str; 6] = ["plain.qcow2", "over.qcow2", "old.qcow2", "sub.qcow2", "small.qcow2", "deep.qcow2"];
 
 fn qemu(tool: &str, dir: &Path, args: &[&str]) -> String {
     let output = Command::new(tool).args(args).current_dir(dir).env("LC_ALL", "C").output();
@@ -47,6 +47,16 @@ impl Stand {
             create(&["qcow2", "-o", "compat=0.10", "old.qcow2", "1M"]);
             create(&["qcow2", "-o", "extended_l2=on", "-b", "base.raw", "-F", "raw", "sub.qcow2", "1M"]);
             create(&["qcow2", "-o", "cluster_size=512", "small.qcow2", "300k"]);
+            // Between the topmost image and the raw one: data, zeros and nothing, in parts of the topmost one's clusters.
+            create(&["qcow2", "-o", "cluster_size=4k", "-b", "base.raw", "-F", "raw", "mid.qcow2", "1M"]);
+            let parts =
+                ["write -q -P 1 40k 100k", "write -q -z 200k 444k", "write -q -P 2 260k 4k", "write -q -z 812k 24k"];
+            qemu(
+                "qemu-io",
+                side,
+                &["-f", "qcow2", "-c", parts[0], "-c", parts[1], "-c", parts[2], "-c", parts[3], "mid.qcow2"],
+            );
+            create(&["qcow2", "-o", "cluster_size=16k", "-b", "mid.qcow2", "-F", "qcow2", "deep.qcow2", "1234k"]);
         }
         let [theirs, ours_dir] = sides;
         Self { _dir: dir, sides: [(theirs, "qemu-io".into()), (ours_dir, ours)] }
@@ -330,6 +340,47 @@ fn random_scripts_do_the_same_as_in_qemu() {
                 }
             }
             stand.same(&args, "");
+        }
+    }
+    stand.compare();
+}
+
+/// What an image's entries say, each with the offset from which on: the depth, and whether it is data or zeros. Where it lies, and
+/// which data is a hole in the file, is each tool's own.
+fn entries(dir: &Path, image: &str) -> Vec<(String, String)> {
+    let map = qemu("qemu-img", dir, &["map", "--output=json", "-f", "qcow2", image]);
+    let mut entries: Vec<(String, String)> = Vec::new();
+    for line in map.lines() {
+        let value = |key: &str| {
+            let (_, rest) = line.split_once(&format!("\"{key}\": ")).unwrap();
+            rest.split([',', '}']).next().unwrap().to_owned()
+        };
+        let says = format!("depth {}, present {}, data {}", value("depth"), value("present"), value("data"));
+        if entries.last().is_none_or(|(_, last)| *last != says) {
+            entries.push((value("start"), says));
+        }
+    }
+    entries
+}
+
+#[test]
+fn zeros_and_discards_leave_the_entries_that_they_leave_in_qemu() {
+    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    let stand = Stand::new();
+    for image in ["plain.qcow2", "over.qcow2", "sub.qcow2", "small.qcow2", "deep.qcow2"] {
+        for round in 0..12 {
+            let mut args = vec!["-f".to_owned(), "qcow2".into(), image.into()];
+            for _ in 0..8 {
+                let unit = [512, 1024, 4096, 16384, 65536][dice.below(5) as usize];
+                let sectors = if image == "small.qcow2" { 300 << 10 } else { 1 << 20 } / unit;
+                let (offset, len) = (dice.below(sectors), 1 + dice.below(9));
+                let (offset, len) = (offset * unit, len.min(sectors - offset) * unit);
+                let verb = dice.of(&["write -P 7", "write -z", "write -z", "write -z -u", "discard"]);
+                args.extend(["-c".into(), format!("{verb} {offset} {len}")]);
+            }
+            stand.same(&args.iter().map(String::as_str).collect::<Vec<_>>(), "");
+            let [theirs, ours] = stand.sides.each_ref().map(|(dir, _)| entries(dir, image));
+            assert_eq!(ours, theirs, "{image}, round {round}: left: ours, right: QEMU's; {args:?}");
         }
     }
     stand.compare();

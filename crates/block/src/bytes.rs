@@ -429,10 +429,8 @@ impl Inner {
         if whole.is_empty() {
             return Ok(());
         }
-        let len = whole.end - whole.start;
-        self.request(Request::WriteZeroes { offset: whole.start, len, unmap }).await?;
-        let (_entered, node) = self.disk.enter_to_look(self.number).await?;
-        node.say_zeroes(&self.queue, whole.start, len).await
+        self.disk.say_zeroes(&self.queue, self.number, whole, unmap).await?;
+        self.flush_if(self.disk.spec().cache.is_write_through()).await
     }
 
     async fn discard(&self, offset: u64, len: u64) -> Result<()> {

@@ -15,6 +15,7 @@ use crate::grace::{Grace, Ticket};
 use crate::hooks::Hooks;
 use crate::io::{Driver, Storage, is_zero, segs_len};
 use crate::node::Node;
+use crate::qcow2::Zeros;
 use crate::queue::Queue;
 use crate::request::{Limits, Request};
 use crate::spec::{DetectZeroes, DiskSpec, Format};
@@ -325,6 +326,20 @@ impl Disk {
         self.serve(&node, queue, request).await
     }
 
+    /// Makes a range read as zeros; the topmost image says so itself, where it can, and so keeps them whatever comes to lie below.
+    pub(crate) async fn say_zeroes(
+        &self,
+        queue: &Rc<Queue>,
+        number: usize,
+        range: Range<u64>,
+        unmap: bool,
+    ) -> Result<()> {
+        let (offset, len) = (range.start, range.end - range.start);
+        let request = Request::WriteZeroes { offset, len, unmap };
+        let (_entered, node) = self.enter_when_open(number, &request, Unit::Layers).await?;
+        node.write_zeroes(queue, offset, len, Zeros { unmap: unmap && self.spec.discard, said: true }).await
+    }
+
     /// Serves a request, which has entered.
     async fn serve(&self, node: &Node, queue: &Rc<Queue>, request: &Request) -> Result<()> {
         match request {
@@ -332,14 +347,14 @@ impl Disk {
             Request::Write { offset, data } => {
                 if self.spec.detect_zeroes != DetectZeroes::Off && is_zero(data) {
                     let unmap = self.spec.detect_zeroes == DetectZeroes::Unmap;
-                    return node.write_zeroes(queue, *offset, segs_len(data), unmap).await;
+                    return node.write_zeroes(queue, *offset, segs_len(data), Zeros { unmap, said: false }).await;
                 }
                 node.write(queue, *offset, data).await
             }
             Request::WriteCompressed { offset, data } => {
                 if self.spec.detect_zeroes != DetectZeroes::Off && is_zero(data) {
                     let unmap = self.spec.detect_zeroes == DetectZeroes::Unmap;
-                    return node.write_zeroes(queue, *offset, segs_len(data), unmap).await;
+                    return node.write_zeroes(queue, *offset, segs_len(data), Zeros { unmap, said: false }).await;
                 }
                 node.write_compressed(queue, *offset, data).await
             }
@@ -348,7 +363,8 @@ impl Disk {
             Request::Discard { .. } if !self.spec.discard => Ok(()),
             Request::Discard { offset, len } => node.discard(queue, *offset, *len).await,
             Request::WriteZeroes { offset, len, unmap } => {
-                node.write_zeroes(queue, *offset, *len, *unmap && self.spec.discard).await
+                let zeros = Zeros { unmap: *unmap && self.spec.discard, said: false };
+                node.write_zeroes(queue, *offset, *len, zeros).await
             }
         }
     }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use crate::error::Result;
 use crate::grace::Grace;
 use crate::io::{File, IoSeg};
-use crate::qcow2::Image;
+use crate::qcow2::{Image, Zeros};
 use crate::queue::Queue;
 use crate::raw::RawImage;
 use crate::spec::Format;
@@ -158,10 +158,10 @@ impl Node {
         }
     }
 
-    pub(crate) async fn write_zeroes(&self, queue: &Rc<Queue>, offset: u64, len: u64, unmap: bool) -> Result<()> {
+    pub(crate) async fn write_zeroes(&self, queue: &Rc<Queue>, offset: u64, len: u64, zeros: Zeros) -> Result<()> {
         match self {
-            Self::Raw(raw) => raw.write_zeroes(queue, offset, len, unmap).await,
-            Self::Qcow2(image) => image.watched(queue, image.write_zeroes(queue, offset, len, unmap)).await,
+            Self::Raw(raw) => raw.write_zeroes(queue, offset, len, zeros.unmap).await,
+            Self::Qcow2(image) => image.watched(queue, image.write_zeroes(queue, offset, len, zeros)).await,
         }
     }
 
@@ -170,15 +170,6 @@ impl Node {
         match self {
             Self::Raw(raw) => raw.may_zero(),
             Self::Qcow2(image) => image.zeroes_without_writing(offset, len),
-        }
-    }
-
-    /// Has the layer itself say that a range reads as zeros, in the clusters of which it has nothing, after
-    /// [`write_zeroes`](Self::write_zeroes): so that it stays so whatever comes to lie below.
-    pub(crate) async fn say_zeroes(&self, queue: &Rc<Queue>, offset: u64, len: u64) -> Result<()> {
-        match self {
-            Self::Raw(_) => Ok(()),
-            Self::Qcow2(image) => image.watched(queue, image.say_zeroes(queue, offset, len)).await,
         }
     }
 

@@ -44,6 +44,11 @@ pub struct Extent {
 }
 
 impl Extent {
+    /// Whether it is known to read as zeros.
+    pub(crate) fn reads_zero(&self) -> bool {
+        self.hole || matches!(self.content, Content::Nothing | Content::Zero)
+    }
+
     /// Whether `next` goes on with this one.
     fn continues_in(&self, next: &Self) -> bool {
         let len = self.range.end - self.range.start;

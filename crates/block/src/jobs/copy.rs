@@ -451,11 +451,8 @@ impl Copy {
             if self.options.sparse == 0 {
                 self.write_to_target(offset, zero_segs(len)).await?;
             } else {
-                let request = Request::WriteZeroes { offset, len, unmap: true };
-                self.target.request(&self.queue, self.number, &request).await?;
                 // The target was there before: as QEMU does, it is to say so itself, whatever it is put over later.
-                let (_entered, node) = self.target.enter_to_look(self.number).await?;
-                node.say_zeroes(&self.queue, offset, len).await?;
+                self.target.say_zeroes(&self.queue, self.number, offset..offset + len, true).await?;
             }
             offset += len;
         }

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use crate::disk::Disk;
 use crate::error::Result;
 use crate::io::Buffer;
+use crate::qcow2::Zeros;
 use crate::queue::Queue;
 use crate::sync::Arc;
 
@@ -63,7 +64,7 @@ impl<'a> Side<'a> {
         while at < range.end {
             let len = (range.end - at).min(ZEROS);
             let (_entered, node) = self.disk.enter_to_look(self.number).await?;
-            node.write_zeroes(queue, at, len, true).await?;
+            node.write_zeroes(queue, at, len, Zeros { unmap: true, said: false }).await?;
             at += len;
         }
         Ok(())

@@ -79,6 +79,7 @@ use self::open::ImageOptions;
 use self::owners::Owners;
 use self::refcounts::Refcounts;
 use self::slices::{Slice, SliceCache};
+pub(crate) use self::zero::Zeros;
 use crate::error::{Error, ErrorKind};
 use crate::flush::Flushes;
 use crate::grace::Grace;

@@ -20,6 +20,7 @@ use super::Image;
 use super::create::Preallocation;
 use super::entry::Stored;
 use super::mapping::Kind;
+use super::zero::Zeros;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::File;
 use crate::mutation::Mutation;
@@ -105,7 +106,7 @@ impl Image {
         let end = bits.align_up(old.max(backing_end)).unwrap_or(old);
         let zero_end = end.min(self.size);
         if zero_end > old {
-            self.write_zeroes(queue, old, zero_end - old, true).await?;
+            self.write_zeroes(queue, old, zero_end - old, Zeros { unmap: true, said: false }).await?;
         }
         self.unmap_from(queue, bits.align_up(zero_end).unwrap_or(zero_end)).await
     }

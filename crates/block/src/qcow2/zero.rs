@@ -1,5 +1,8 @@
 //! Discarding guest data, and writing zeros without writing them.
+//!
+//! Which entries that leaves, and where QEMU leaves others, stands in docs/qcow2.md (zeros and discards).
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use cowhand_qcow2::{GuestOffset, HostOffset, L2Kind, Subcluster};
@@ -23,6 +26,22 @@ enum Fate {
     Keep,
 }
 
+/// How a range is made to read as zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Zeros {
+    /// The space of what is there may be given back.
+    pub(crate) unmap: bool,
+    /// The image is to say so itself, where it can: also where it has nothing and nothing lies below, so that it stays so whatever comes
+    /// to lie there.
+    pub(crate) said: bool,
+}
+
+impl Zeros {
+    fn fate(self) -> Fate {
+        if self.unmap { Fate::Unmap } else { Fate::Keep }
+    }
+}
+
 impl Image {
     /// Gives the whole clusters in the range back; afterwards they read as zeros. What is not a whole cluster stays as it is.
     pub(crate) async fn discard(&self, queue: &Rc<Queue>, offset: u64, len: u64) -> Result<()> {
@@ -38,24 +57,27 @@ impl Image {
             }
             return Ok(());
         }
-        self.change_clusters(queue, start, end, Fate::Discard).await
+        self.change_clusters(queue, start, end, Fate::Discard, false).await
     }
 
     /// Makes the range read as zeros.
-    pub(crate) async fn write_zeroes(&self, queue: &Rc<Queue>, offset: u64, len: u64, unmap: bool) -> Result<()> {
+    pub(crate) async fn write_zeroes(&self, queue: &Rc<Queue>, offset: u64, len: u64, zeros: Zeros) -> Result<()> {
         self.check_writable()?;
         self.mark_dirty(offset, len);
         let end = offset + len;
+        // Version 2 has nothing to say it with, and a data file that is read by itself says it with its own bytes.
+        let said = zeros.said && self.geometry.version >= 3 && !self.has_raw_data_file();
+        let zeros = Zeros { said, ..zeros };
         if self.has_raw_data_file() {
-            return self.write_zero_bytes(queue, offset, end).await;
+            return self.write_zero_bytes(queue, offset, end, zeros).await;
         }
         let (whole_start, whole_end) = self.whole_clusters(offset, len);
         if whole_start >= whole_end {
-            return self.zero_part(queue, offset, end).await;
+            return self.zero_part(queue, offset, end, zeros).await;
         }
-        self.zero_part(queue, offset, whole_start).await?;
-        self.change_clusters(queue, whole_start, whole_end, if unmap { Fate::Unmap } else { Fate::Keep }).await?;
-        self.zero_part(queue, whole_end.min(end), end).await
+        self.zero_part(queue, offset, whole_start, zeros).await?;
+        self.change_clusters(queue, whole_start, whole_end, zeros.fate(), zeros.said).await?;
+        self.zero_part(queue, whole_end.min(end), end, zeros).await
     }
 
     /// Whether the range can be made to read as zeros by its L2 entries alone.
@@ -66,43 +88,79 @@ impl Image {
         whole && !self.has_raw_data_file() && self.geometry.version >= 3
     }
 
-    /// Makes a part of one cluster (or of two) read as zeros: whole subclusters by their bits, the rest by writing.
-    async fn zero_part(&self, queue: &Rc<Queue>, start: u64, end: u64) -> Result<()> {
-        let sub = self.geometry.subcluster_size();
-        let (first, last) =
-            (start.next_multiple_of(sub), if end >= self.size { end.next_multiple_of(sub) } else { end & !(sub - 1) });
-        if !self.geometry.extended_l2 || first >= last {
-            return self.write_zero_bytes(queue, start, end).await;
-        }
-        self.write_zero_bytes(queue, start, first).await?;
-        let mut at = first;
-        while at < last {
-            let stop = last.min((at | (self.cluster_size() - 1)) + 1);
-            if !self.zero_subclusters(queue, at, stop).await? {
-                self.write_zero_bytes(queue, at, stop.min(end)).await?;
+    /// Makes a part of one cluster (or of two) read as zeros: whole subclusters by their bits, and the rest too if its unit has nothing
+    /// but zeros then; else by writing.
+    async fn zero_part(&self, queue: &Rc<Queue>, start: u64, end: u64, zeros: Zeros) -> Result<()> {
+        let unit = self.geometry.subcluster_size();
+        let units_end = if end >= self.size { end.next_multiple_of(unit) } else { end & !(unit - 1) };
+        let mut at = start;
+        while at < end {
+            let whole = at.is_multiple_of(unit) && at < units_end;
+            let stop = if whole {
+                units_end.min((at | (self.cluster_size() - 1)) + 1)
+            } else {
+                end.min((at | (unit - 1)) + 1)
+            };
+            if !self.zero_units(queue, at, stop, zeros).await? {
+                self.write_zero_bytes(queue, at, stop.min(end), zeros).await?;
             }
             at = stop;
         }
-        self.write_zero_bytes(queue, last.min(end), end).await
+        Ok(())
     }
 
-    /// Marks subclusters of one cluster as zeros; false if that cannot be done.
-    async fn zero_subclusters(&self, queue: &Rc<Queue>, start: u64, end: u64) -> Result<bool> {
-        let _writers = self.ranges.lock(self.clusters(start, end - start)).await;
-        if matches!(self.run_to_write(queue, start, end - start).await?.kind, Kind::Compressed(_)) {
+    /// Has the L2 entry of the one cluster in which `start..end` lies say that it reads as zeros, together with what lies around it in
+    /// its first and last unit (subcluster, or cluster); false if zeros have to be written.
+    async fn zero_units(&self, queue: &Rc<Queue>, start: u64, end: u64, zeros: Zeros) -> Result<bool> {
+        if self.geometry.version < 3 {
             return Ok(false);
         }
-        if self.reads_zero(queue, start, end.min(self.size) - start).await? {
+        let unit = self.geometry.subcluster_size();
+        let (first, last) = (start & !(unit - 1), end.next_multiple_of(unit));
+        let _writers = self.ranges.lock(self.clusters(first, last - first)).await;
+        let end = end.min(self.size);
+        if !zeros.said && self.reads_zero(queue, start, end - start).await? {
+            return Ok(true);
+        }
+        let compressed = matches!(self.run_to_write(queue, first, unit).await?.kind, Kind::Compressed(_));
+        if compressed || !self.is_zero_around(queue, first..last, start..end).await? {
+            return Ok(false);
+        }
+        if !self.geometry.extended_l2 {
+            self.change_locked(queue, first, last, zeros.fate(), zeros.said).await?;
             return Ok(true);
         }
         self.own_table(queue, start).await?;
-        let sub = self.geometry.subcluster_size();
-        let (first, count) = (self.geometry.subcluster_index(GuestOffset::new(start)), (end - start) / sub);
+        let (number, count) = (self.geometry.subcluster_index(GuestOffset::new(first)), (last - first) / unit);
         let change = |_, old: Stored| {
-            Ok(Stored { bitmap: old.bitmap.with_range(first as u32, count as u32, Subcluster::Zero), ..old })
+            Ok(Stored { bitmap: old.bitmap.with_range(number as u32, count as u32, Subcluster::Zero), ..old })
         };
-        let cluster = self.geometry.cluster_bits.align_down(start);
+        let cluster = self.geometry.cluster_bits.align_down(first);
         self.publish(queue, cluster, 1, change).await?;
+        Ok(true)
+    }
+
+    /// Whether what lies in whole units around a part of them reads as zeros, and not because zeros are written there.
+    async fn is_zero_around(&self, queue: &Rc<Queue>, units: Range<u64>, part: Range<u64>) -> Result<bool> {
+        for around in [units.start..part.start, part.end..units.end.min(self.size)] {
+            let mut at = around.start;
+            while at < around.end {
+                let run = self.run(queue, at, around.end - at).await?;
+                let len = match (run.kind, &self.backing) {
+                    (Kind::Zero { .. } | Kind::Unallocated(Below::Nothing), _) => run.len,
+                    (Kind::Unallocated(_) | Kind::Reserved { .. }, Some(backing)) if at < backing.size() => {
+                        let extent = backing.extent(queue, at, run.len.min(backing.size() - at)).await?;
+                        if !extent.reads_zero() {
+                            return Ok(false);
+                        }
+                        extent.range.end - at
+                    }
+                    (Kind::Unallocated(_) | Kind::Reserved { .. }, _) => run.len,
+                    (Kind::Data { .. } | Kind::Compressed(_), _) => return Ok(false),
+                };
+                at += len;
+            }
+        }
         Ok(true)
     }
 
@@ -116,14 +174,14 @@ impl Image {
         (start, end)
     }
 
-    /// Writes zeros over `start..end`, leaving alone what already reads as zeros.
-    async fn write_zero_bytes(&self, queue: &Rc<Queue>, start: u64, end: u64) -> Result<()> {
+    /// Writes zeros over `start..end`, leaving alone what already reads as zeros (and is to, whatever lies below).
+    async fn write_zero_bytes(&self, queue: &Rc<Queue>, start: u64, end: u64, zeros: Zeros) -> Result<()> {
         let mut at = start;
         while at < end {
             let run = self.run(queue, at, end - at).await?;
             let zero = match run.kind {
                 Kind::Zero { .. } => true,
-                Kind::Unallocated(below) => {
+                Kind::Unallocated(below) if !zeros.said => {
                     below == Below::Nothing || self.backing.as_ref().is_none_or(|backing| at >= backing.size())
                 }
                 _ => false,
@@ -139,14 +197,15 @@ impl Image {
         Ok(())
     }
 
-    async fn change_clusters(&self, queue: &Rc<Queue>, start: u64, end: u64, fate: Fate) -> Result<()> {
+    async fn change_clusters(&self, queue: &Rc<Queue>, start: u64, end: u64, fate: Fate, said: bool) -> Result<()> {
         let coverage = self.geometry.l2_coverage();
         let pause = CLUSTERS_AT_ONCE << self.geometry.cluster_bits.bits();
         let (mut at, mut since) = (start, start);
         while at < end {
             // One L2 table at a time.
             let stop = end.min((at / coverage + 1) * coverage);
-            self.change_in_table(queue, at, stop, fate).await?;
+            let _writers = self.ranges.lock(self.clusters(at, stop - at)).await;
+            self.change_locked(queue, at, stop, fate, said).await?;
             at = stop;
             if at - since >= pause {
                 since = at;
@@ -156,14 +215,14 @@ impl Image {
         Ok(())
     }
 
-    async fn change_in_table(&self, queue: &Rc<Queue>, start: u64, end: u64, fate: Fate) -> Result<()> {
+    /// Changes whole clusters of one L2 table. The caller holds their range lock.
+    async fn change_locked(&self, queue: &Rc<Queue>, start: u64, end: u64, fate: Fate, said: bool) -> Result<()> {
         let cluster = self.cluster_size();
-        let _writers = self.ranges.lock(self.clusters(start, end - start)).await;
         let mut at = start;
         while at < end {
             let run = self.run_of_clusters(queue, at, end - at).await?;
             let count = run.len.div_ceil(cluster);
-            match self.replacement(run.kind, fate)? {
+            match self.replacement(run.kind, fate, said)? {
                 Change::None => {}
                 Change::Write => {
                     let zeros = zero_segs(cluster.min(self.size - at));
@@ -209,21 +268,6 @@ impl Image {
         })
     }
 
-    /// Marks the clusters of a range of which the image has nothing as zeros, if it can. Where nothing lies below, those count that are
-    /// in the range in part.
-    pub(crate) async fn say_zeroes(&self, queue: &Rc<Queue>, offset: u64, len: u64) -> Result<()> {
-        if self.geometry.version < 3 || self.has_raw_data_file() {
-            return Ok(());
-        }
-        let bits = self.geometry.cluster_bits;
-        let (start, end) = if self.backing.is_none() && !self.geometry.extended_l2 {
-            (bits.align_down(offset), bits.align_up(offset + len).unwrap_or(offset + len))
-        } else {
-            self.whole_clusters(offset, len)
-        };
-        if start < end { self.zero_explicitly(queue, start, end).await } else { Ok(()) }
-    }
-
     /// Makes whole clusters of which the image has nothing read as zeros, whatever will lie below it. `end` may be the disk's.
     pub(crate) async fn zero_explicitly(&self, queue: &Rc<Queue>, start: u64, end: u64) -> Result<()> {
         self.check_writable()?;
@@ -253,22 +297,19 @@ impl Image {
     }
 
     /// What takes the place of clusters of this kind.
-    fn replacement(&self, kind: Kind, fate: Fate) -> Result<Change> {
+    fn replacement(&self, kind: Kind, fate: Fate, said: bool) -> Result<Change> {
         let v3 = self.geometry.version >= 3;
         let keeps = fate == Fate::Keep || self.options.discard_no_unref;
         let geometry = self.geometry;
         let hole: EntryAt = Box::new(|_| Ok(Stored::default()));
         let zero: EntryAt = Box::new(move |_| Stored::zero(&geometry, None, false));
-        // Unallocated reads as zeros only where nothing lies below.
-        let plain = if self.backing.is_none() {
-            Some(hole)
-        } else if v3 {
-            Some(zero)
-        } else {
-            None
+        // Unallocated reads as zeros only as long as nothing lies below.
+        let plain = match v3 {
+            true => Some(zero),
+            false => self.backing.is_none().then_some(hole),
         };
         Ok(match (kind, fate) {
-            (Kind::Unallocated(_), _) if self.backing.is_none() => Change::None,
+            (Kind::Unallocated(_), _) if self.backing.is_none() && !said => Change::None,
             (Kind::Zero { host: None, .. }, _) => Change::None,
             (Kind::Zero { host: Some(_), .. }, Fate::Keep) => Change::None,
             (Kind::Zero { host: Some(_), copied: true }, _) if keeps => Change::None,
