@@ -230,8 +230,8 @@ impl Comparison {
         let differs = match part.read {
             [true, true] if first[..len] == second[..len] => None,
             [true, true] => first[..len].chunks(512).zip(second[..len].chunks(512)).position(|(a, b)| a != b),
-            [true, false] => first[..len].chunks(512).position(|sector| !is_zero(sector)),
-            [false, true] => second[..len].chunks(512).position(|sector| !is_zero(sector)),
+            [true, false] => first_data(&first[..len]),
+            [false, true] => first_data(&second[..len]),
             [false, false] => None,
         };
         match differs {
@@ -242,6 +242,11 @@ impl Comparison {
             }
         }
     }
+}
+
+/// The first sector that is not all zeros.
+fn first_data(bytes: &[u8]) -> Option<usize> {
+    if is_zero(bytes) { None } else { bytes.chunks(512).position(|sector| !is_zero(sector)) }
 }
 
 #[cfg(test)]
