@@ -92,14 +92,8 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
         return Err(Failure::new("Expecting one image file name"));
     };
     cx.take_objects(&args.image.object)?;
-    let how = How {
-        format: args.image.format.as_deref(),
-        image_opts: args.image.image_opts,
-        write: true,
-        cache: cache_mode(&args.cache, "cache")?,
-        backing: Backing::Header,
-        ..How::default()
-    };
+    let how =
+        How { write: true, cache: cache_mode(&args.cache, "cache")?, backing: Backing::Header, ..args.image.how() };
     let spec = cx.spec(file, &how)?;
     if options.asks_for_help() {
         return help(spec.format.name());

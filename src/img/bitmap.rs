@@ -130,8 +130,7 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     }
     cx.take_objects(&args.image.object)?;
     // A bitmap is of the image alone; but what opens a disk opens its chain.
-    let how =
-        How { format: args.image.format.as_deref(), image_opts: args.image.image_opts, write: true, ..How::default() };
+    let how = How { write: true, ..args.image.how() };
     let spec = cx.spec(file, &how)?;
     let disk = cx.open_spec(file, &spec)?;
     let source = args.source_file.as_deref().map(|source| {

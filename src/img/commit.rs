@@ -48,13 +48,7 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     let rate = args.rate.as_deref().map(pace::rate).transpose()?;
     cx.take_objects(&args.image.object)?;
     let cache = cache_mode(&args.cache, "cache")?;
-    let how = How {
-        format: args.image.format.as_deref(),
-        image_opts: args.image.image_opts,
-        write: true,
-        cache,
-        ..How::default()
-    };
+    let how = How { write: true, cache, ..args.image.how() };
     let spec = cx.spec(file, &how)?;
     // What is wrong with the overlay itself is said as everywhere; it is opened again with what lies below it.
     let reader = cx.open_spec(file, &cowhand_block::DiskSpec { readonly: true, ..spec.clone() })?;

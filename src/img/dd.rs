@@ -71,12 +71,7 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     if args.image.image_opts && args.image.format.is_some() {
         return Err(Failure::new("--image-opts and --format are mutually exclusive"));
     }
-    let how = How {
-        format: args.image.format.as_deref(),
-        image_opts: args.image.image_opts,
-        force_share: args.force_share,
-        ..How::default()
-    };
+    let how = How { force_share: args.force_share, ..args.image.how() };
     let input = cx.open(&operands.input, &how)?;
     let format = creatable(&args.output_format).map_err(|e| {
         // Without the name, as QEMU has it here.

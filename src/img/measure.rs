@@ -72,12 +72,7 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
             if args.image.image_opts && args.image.format.is_some() {
                 return Err(Failure::new("--image-opts and --format are mutually exclusive"));
             }
-            let how = How {
-                format: args.image.format.as_deref(),
-                image_opts: args.image.image_opts,
-                force_share: args.force_share,
-                ..How::default()
-            };
+            let how = How { force_share: args.force_share, ..args.image.how() };
             let disk = cx.open(file, &how)?;
             args.snapshot.as_deref().map_or(Ok(()), |which| view(&disk, which, cx))?;
             Some(disk)

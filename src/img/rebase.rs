@@ -71,13 +71,11 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
         return Err(Failure::new(format!("Invalid format name: '{format}'")));
     }
     let how = How {
-        format: args.image.format.as_deref(),
-        image_opts: args.image.image_opts,
         write: true,
         force_share: args.force_share,
         cache,
         backing: if args.backing_unsafe { Backing::Alone } else { Backing::Header },
-        ..How::default()
+        ..args.image.how()
     };
     let spec = cx.spec(file, &how)?;
     let disk = cx.open_spec(file, &spec)?;

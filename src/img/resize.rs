@@ -59,11 +59,9 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
         SizeError::Malformed => Failure::new(SIZE_EXPECTED),
     })?;
     let how = How {
-        format: args.image.format.as_deref(),
-        image_opts: args.image.image_opts,
         // What lies below decides what the new part must not show.
         write: true,
-        ..How::default()
+        ..args.image.how()
     };
     let spec = cx.spec(file, &how)?;
     let disk = cx.open_spec(file, &spec)?;

@@ -51,13 +51,11 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
         return Err(Context::cannot_open(file, "force-share=on can only be used with read-only images"));
     }
     let how = How {
-        format: args.image.format.as_deref(),
-        image_opts: args.image.image_opts,
         write,
         force_share: args.force_share,
         // To go back takes another size, which a backing file may have to be hidden for.
         backing: if args.apply.is_some() { Backing::Header } else { Backing::Alone },
-        ..How::default()
+        ..args.image.how()
     };
     let spec = cx.spec(file, &how)?;
     let disk = cx.open_spec(file, &spec)?;

@@ -4,12 +4,13 @@ use cowhand_qcow2::CreateParams;
 
 use crate::chain::OpenPolicy;
 use crate::disk::{Disk, DiskQueue};
-use crate::io::sim::{Faults, World};
+use crate::io::sim::World;
 use crate::io::{Buffer, Storage};
 use crate::queue::Queue;
 use crate::request::{Event, Request, RequestQueue, Wait};
 use crate::spec::{DiskSpec, Format};
 use crate::sync::Arc;
+use crate::testing::run_cut_short;
 use crate::{Preallocation, create_image};
 
 const IMAGE: &str = "/disk.qcow2";
@@ -102,23 +103,10 @@ fn snapshot_cut_short(faulty: u64) -> bool {
         world.step();
         answers(&mut queue);
     }
-    let control = Queue::new(world.driver().unwrap());
-    let task = {
-        let (disk, control) = (disk.clone(), control.clone());
+    run_cut_short(&world, faulty, |control| {
+        let disk = disk.clone();
         async move { drop(disk.create_snapshot_on(&control, "a").await) }
-    };
-    control.spawn(task);
-    for step in 0.. {
-        if step == faulty {
-            world.set_faults(Faults { io: 1, ..Faults::default() });
-        }
-        control.turn(false, &mut Vec::new()).unwrap();
-        if control.live_tasks() == 0 {
-            break;
-        }
-        world.step();
-    }
-    world.set_faults(Faults::default());
+    });
     submit(&mut queue, 1, true, 512, &buffer);
     let mut ended = Vec::new();
     while queue.in_flight() > 0 {

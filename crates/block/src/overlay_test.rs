@@ -5,11 +5,12 @@ use crate::Preallocation;
 use crate::bitmap::BitmapState;
 use crate::chain::OpenPolicy;
 use crate::disk::DiskQueue;
-use crate::io::sim::{Faults, World};
+use crate::io::sim::World;
 use crate::io::{Buffer, Storage};
 use crate::qcow2::create::create_image;
 use crate::request::{Event, Request, RequestQueue, Wait};
 use crate::spec::{DiskSpec, Format};
+use crate::testing::run_cut_short;
 
 const IMAGE: &str = "/disk.qcow2";
 const RAW: &str = "/disk.raw";
@@ -319,28 +320,14 @@ fn cut_short(faulty: u64, raw: bool) -> usize {
     let disk = disks(&world)[usize::from(raw)].clone();
     let mut queue = disk.queue().unwrap();
     write(&world, &mut queue, 0, 1);
-    let control = Queue::new(world.driver().unwrap());
     let ended = Rc::new(RefCell::new(None));
-    let task = {
-        let (disks, control, ended) =
-            ([(disk.clone(), Overlay::new(Path::new("/over")))], control.clone(), ended.clone());
+    run_cut_short(&world, faulty, |control| {
+        let (disks, ended) = ([(disk.clone(), Overlay::new(Path::new("/over")))], ended.clone());
         async move {
             let result = snapshot_on(&control, &disks, || Ok(())).await;
             *ended.borrow_mut() = Some(result);
         }
-    };
-    control.spawn(task);
-    for step in 0.. {
-        if step == faulty {
-            world.set_faults(Faults { io: 1, ..Faults::default() });
-        }
-        control.turn(false, &mut Vec::new()).unwrap();
-        if control.live_tasks() == 0 {
-            break;
-        }
-        world.step();
-    }
-    world.set_faults(Faults::default());
+    });
     let layers = disk.layers().len();
     let ended = ended.borrow_mut().take().unwrap();
     assert_eq!(ended.is_ok(), layers == 2, "step {faulty}: {ended:?}");

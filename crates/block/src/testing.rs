@@ -1,12 +1,16 @@
-//! What several tests need: a driver whose operations never end, and an end for tests that would not.
+//! What several tests need: a driver whose operations never end, operations that fail from a step on, and an end for tests that
+//! would not have one.
 
+use std::future::Future;
 use std::io;
 use std::os::fd::RawFd;
+use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::io::sim::World;
+use crate::io::sim::{Faults, World};
 use crate::io::{Completion, Driver, Notify, Op, Storage, Work};
+use crate::queue::Queue;
 use crate::sync::Arc;
 
 /// A driver whose operations never end before it is dropped, when it calls `at_drop`.
@@ -43,6 +47,26 @@ impl<F: FnMut()> Drop for Stuck<F> {
     fn drop(&mut self) {
         (self.at_drop)();
     }
+}
+
+/// Runs a task on a queue of its own to its end, while every operation of the world's files from the step `faulty` on fails.
+pub(crate) fn run_cut_short<T>(world: &World, faulty: u64, task: impl FnOnce(Rc<Queue>) -> T)
+where
+    T: Future<Output = ()> + 'static,
+{
+    let queue = Queue::new(world.driver().unwrap());
+    queue.spawn(task(queue.clone()));
+    for step in 0.. {
+        if step == faulty {
+            world.set_faults(Faults { io: 1, ..Faults::default() });
+        }
+        queue.turn(false, &mut Vec::new()).unwrap();
+        if queue.live_tasks() == 0 {
+            break;
+        }
+        world.step();
+    }
+    world.set_faults(Faults::default());
 }
 
 /// Runs `test` on a thread of its own: one that sleeps or spins for ever fails instead of hanging the run.
