@@ -385,3 +385,40 @@ fn zeros_and_discards_leave_the_entries_that_they_leave_in_qemu() {
     }
     stand.compare();
 }
+
+#[test]
+fn the_vm_state_is_kept_where_qemu_keeps_it() {
+    let stand = Stand::new();
+    for image in QCOW2 {
+        let args = ["-f", "qcow2", image];
+        #[rustfmt::skip]
+        stand.all(&args, &[
+            "write -P 3 64k 64k", "read -P 0 -b 0 4k", "write -b -P 1 0 64k", "write -b -P 2 5M 512", "write -bC 5120k 512",
+            "write -b -s pattern 64k 512", "read -P 1 -b 0 64k", "read -bv 64k 512", "read -P 0 -b 4M 1M", "read -P 0xcd -b 5M 512",
+            "read -b 7E 512", "write -b 100 512", "write -b 0 100", "read -P 3 64k 64k", "write -b 0 0", "length",
+        ]);
+        // Each has what the other wrote, and snapshots keep it.
+        let [(theirs, qemu_io), (ours, cowhand)] = &stand.sides;
+        let read = |program: &PathBuf, dir: &PathBuf, pattern: &str| {
+            let command = format!("read -q -P {pattern} -b 0 64k");
+            let args = ["-f", "qcow2", "-c", &command, "-c", "read -q -P 0xcd -b 5M 512", image];
+            let output = Command::new(program).args(args).current_dir(dir).output().unwrap();
+            assert!(output.status.success() && output.stdout.is_empty(), "{image}: {output:?}");
+        };
+        read(cowhand, theirs, "1");
+        read(qemu_io, ours, "1");
+        qemu("qemu-img", ours, &["snapshot", "-c", "one", image]);
+        stand.all(&args, &["write -qb -P 9 0 64k", "read -P 9 -b 0 64k"]);
+        read(qemu_io, ours, "9");
+        qemu("qemu-img", ours, &["snapshot", "-a", "one", image]);
+        read(cowhand, ours, "1");
+    }
+    stand.each(PLAIN, &["write -b 7E 512"]);
+    stand.each(ODD, &["write -b 0 512", "read -b 0 512"]);
+    stand.each(&["-r", "-f", "qcow2", "plain.qcow2"], &["write -b 0 512", "read -P 0xcd -b 5M 512"]);
+    for (dir, _) in &stand.sides {
+        for name in QCOW2 {
+            qemu("qemu-img", dir, &["check", "-f", "qcow2", name]);
+        }
+    }
+}

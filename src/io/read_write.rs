@@ -218,14 +218,16 @@ fn read(session: &mut Session, command: &'static Command, words: &[String]) -> O
         return session.fail("pattern verification range exceeds end of read data");
     };
     look.part = Some(from as usize..end as usize);
-    if vm_state {
+    let request = if vm_state {
         session.sectors(offset, count)?;
-        return session.no_vm_state("read");
-    }
-    let Some(memory) = session.memory_to_read(offset, &[count])? else {
-        return session.fail("read failed: Input/output error");
+        ByteRequest::ReadVmState { offset, memory: session.memory(&[count], |_| {}) }
+    } else {
+        let Some(memory) = session.memory_to_read(offset, &[count])? else {
+            return session.fail("read failed: Input/output error");
+        };
+        ByteRequest::Read { offset, memory }
     };
-    let served = session.run(ByteRequest::Read { offset, memory })?;
+    let served = session.run(request)?;
     if let Err(error) = &served.result {
         return session.fail(&format!("read failed: {}", error.strerror()));
     }
@@ -332,9 +334,6 @@ fn write(session: &mut Session, command: &'static Command, words: &[String]) -> 
     if flags.vm_state || flags.compressed {
         session.sectors(offset, count)?;
     }
-    if flags.vm_state {
-        return session.no_vm_state("write");
-    }
     let request = if flags.zeroes {
         let Flags { unmap, fast_only, durable, .. } = flags;
         ByteRequest::WriteZeroes { offset, len: count, unmap, fast_only, durable }
@@ -343,7 +342,9 @@ fn write(session: &mut Session, command: &'static Command, words: &[String]) -> 
             Some(path) => session.memory_from_file(count, path)?,
             None => session.memory(&[count], |bytes| bytes.fill(flags.pattern.unwrap_or(WRITTEN))),
         };
-        if flags.compressed {
+        if flags.vm_state {
+            ByteRequest::WriteVmState { offset, memory }
+        } else if flags.compressed {
             ByteRequest::WriteCompressed { offset, memory }
         } else {
             ByteRequest::Write { offset, memory, durable: flags.durable }
@@ -424,9 +425,5 @@ impl Session {
             return self.fail(&format!("length cannot exceed {REQUEST_MAX}, given {word}"));
         }
         Ok(len)
-    }
-
-    fn no_vm_state(&mut self, what: &str) -> Outcome {
-        self.fail(&format!("{what} failed: Operation not supported"))
     }
 }

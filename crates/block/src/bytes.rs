@@ -119,6 +119,21 @@ pub enum ByteRequest {
     },
     /// As [`Request::Flush`].
     Flush,
+    /// Reads the VM state, which a VM host keeps beside the disk, from `offset` into `memory`: multiples of 512. What there is none of reads
+    /// as zeros.
+    ReadVmState {
+        /// Where in the VM state.
+        offset: u64,
+        /// Where the bytes go.
+        memory: Memory,
+    },
+    /// Writes `memory` into the VM state at `offset`, durably. All other requests wait meanwhile.
+    WriteVmState {
+        /// Where in the VM state.
+        offset: u64,
+        /// Where the bytes come from.
+        memory: Memory,
+    },
 }
 
 impl ByteRequest {
@@ -128,15 +143,17 @@ impl ByteRequest {
             | Self::Write { offset, memory, .. }
             | Self::WriteCompressed { offset, memory } => Some((*offset, memory.len())),
             Self::WriteZeroes { offset, len, .. } | Self::Discard { offset, len } => Some((*offset, *len)),
-            Self::Flush => None,
+            Self::Flush | Self::ReadVmState { .. } | Self::WriteVmState { .. } => None,
         }
     }
 
     fn into_memory(self) -> Option<Memory> {
         match self {
-            Self::Read { memory, .. } | Self::Write { memory, .. } | Self::WriteCompressed { memory, .. } => {
-                Some(memory)
-            }
+            Self::Read { memory, .. }
+            | Self::Write { memory, .. }
+            | Self::WriteCompressed { memory, .. }
+            | Self::ReadVmState { memory, .. }
+            | Self::WriteVmState { memory, .. } => Some(memory),
             Self::WriteZeroes { .. } | Self::Discard { .. } | Self::Flush => None,
         }
     }
@@ -322,6 +339,12 @@ impl Inner {
             }
             ByteRequest::Discard { offset, len } => self.discard(*offset, *len).await,
             ByteRequest::Flush => self.request(Request::Flush).await,
+            ByteRequest::ReadVmState { offset, memory } => {
+                self.disk.read_vm_state_on(&self.queue, *offset, &memory.segs()).await
+            }
+            ByteRequest::WriteVmState { offset, memory } => {
+                self.disk.write_vm_state_on(&self.queue, *offset, &memory.segs()).await
+            }
         }
     }
 

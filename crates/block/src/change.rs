@@ -1,4 +1,4 @@
-//! Changes of a whole disk while queues serve it: internal snapshots, and another size.
+//! Changes of a whole disk while queues serve it: internal snapshots, another size, and the VM state beside the disk.
 //!
 //! A change is made alone with the disk. The gate ([`Grace::close`](crate::grace::Grace::close)) turns new requests away and lets
 //! those that are in end; everything is committed; the change is made on the file, and the topmost layer is read again and
@@ -22,7 +22,7 @@ use cowhand_qcow2::Snapshot;
 
 use crate::disk::{Disk, block_on, blocking_driver, check_size};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::Barrier;
+use crate::io::{Barrier, IoSeg};
 use crate::jobs::rebase::NewBacking;
 use crate::node::Node;
 use crate::qcow2::Image;
@@ -263,6 +263,27 @@ impl Disk {
     pub(crate) async fn alter_on(&self, queue: &Rc<Queue>, work: impl AsyncFnOnce(&Image) -> Result<()>) -> Result<()> {
         let _changes = self.changes().lock().await;
         self.change(queue, work).await
+    }
+
+    /// Reads from the byte `at` of the VM state on, which lies behind the disk.
+    pub(crate) async fn read_vm_state_on(&self, queue: &Rc<Queue>, at: u64, data: &[IoSeg]) -> Result<()> {
+        let _changes = self.changes().lock().await;
+        let node = self.node();
+        self.with_vm_state(&node)?.read_vm_state(queue, at, data).await
+    }
+
+    /// Writes there, durably.
+    pub(crate) async fn write_vm_state_on(&self, queue: &Rc<Queue>, at: u64, data: &[IoSeg]) -> Result<()> {
+        let _changes = self.changes().lock().await;
+        self.with_vm_state(&self.node())?;
+        self.change(queue, async |image| image.write_vm_state(queue, at, data).await).await
+    }
+
+    fn with_vm_state<'a>(&self, node: &'a Node) -> Result<&'a Image> {
+        match node {
+            Node::Raw(raw) => Err(Error::new(ErrorKind::Unsupported, "a raw disk has no VM state").at_path(&raw.path)),
+            Node::Qcow2(image) => Ok(image),
+        }
     }
 
     fn with_snapshots<'a>(&self, node: &'a Node) -> Result<&'a Image> {

@@ -10,7 +10,7 @@
 //! [`filling`] keeps an image from looking whole before it is. [`bitmaps`] keep the persistent dirty bitmaps.
 //! [`snapshot`] and [`resize`] (with [`prealloc`]) change an image as a whole, alone with it: they work on the file by means of
 //! [`tree`], [`run`] and [`snapshot_table`], and then it is read again ([`reload`]); so do [`empty`], [`version`] (with [`expand`]),
-//! [`refcount_width`], [`keys`], and [`header_switch`], which changes more of the header than its numbers. [`layer`] puts an image over
+//! [`refcount_width`], [`keys`], [`vm_state`], and [`header_switch`], which changes more of the header than its numbers. [`layer`] puts an image over
 //! another one.
 //!
 //! A mapped cluster is read and written in place without any lock. A change of the mapping goes: take the clusters' range lock,
@@ -60,6 +60,7 @@ mod space;
 mod status;
 mod tree;
 mod version;
+mod vm_state;
 mod write;
 mod zero;
 

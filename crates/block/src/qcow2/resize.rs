@@ -14,7 +14,7 @@
 
 use std::rc::Rc;
 
-use cowhand_qcow2::{HostOffset, L1Entry, limits};
+use cowhand_qcow2::{Header, HostOffset, L1Entry, limits};
 
 use super::Image;
 use super::create::Preallocation;
@@ -75,15 +75,7 @@ impl Image {
         let past = l1.split_off(old_entries.min(l1.len()));
         if entries > old_entries + past.len() || past.iter().any(|entry| entry.raw() != 0) {
             l1.resize(entries, L1Entry::UNALLOCATED);
-            let place = self.write_new_l1(queue, &l1).await?;
-            self.settle(queue).await?;
-            self.switch_header(queue, |header| {
-                header.l1_table_offset = place;
-                header.l1_size = entries as u32;
-            })
-            .await?;
-            let freed = self.drop_structure(queue, header.l1_table_offset, u64::from(header.l1_size) * 8).await;
-            self.warn_of_leak(freed);
+            self.replace_l1(queue, &header, &l1).await?;
             let freed = self.drop_tree(queue, &past).await;
             self.warn_of_leak(freed);
             self.finish(queue).await?;
@@ -93,6 +85,21 @@ impl Image {
         grown.preallocate(queue, self.size(), preallocation).await?;
         grown.finish(queue).await?;
         grown.switch_header(queue, |header| header.size = size).await
+    }
+
+    /// Makes `l1` the active L1 table, at a place of its own, and frees the one that `header`, the present header, names. Its length is
+    /// bounded.
+    pub(super) async fn replace_l1(&self, queue: &Rc<Queue>, header: &Header, l1: &[L1Entry]) -> Result<()> {
+        let place = self.write_new_l1(queue, l1).await?;
+        self.settle(queue).await?;
+        self.switch_header(queue, |header| {
+            header.l1_table_offset = place;
+            header.l1_size = l1.len() as u32;
+        })
+        .await?;
+        let freed = self.drop_structure(queue, header.l1_table_offset, u64::from(header.l1_size) * 8).await;
+        self.warn_of_leak(freed);
+        Ok(())
     }
 
     /// Sees to it that an image that has grown from `old` bytes reads as zeros from there on.

@@ -50,13 +50,13 @@ fn policy(world: &World) -> OpenPolicy {
     OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: vec!["/".into()], probe: false, temp_dir: "/".into() }
 }
 
-fn open(world: &World, path: &str, format: Format, readonly: bool) -> Result<Arc<Disk>, String> {
+pub(super) fn open(world: &World, path: &str, format: Format, readonly: bool) -> Result<Arc<Disk>, String> {
     let spec = DiskSpec { readonly, metadata_cache: Some(1), ..DiskSpec::new(Path::new(path), format) };
     Disk::open(&spec, &policy(world)).map_err(text)
 }
 
 /// Writes, zeroes and discards at random, and closes.
-fn scribble(world: &World, rng: &mut Rng, path: &str, format: Format, requests: u64) -> Result<(), String> {
+pub(super) fn scribble(world: &World, rng: &mut Rng, path: &str, format: Format, requests: u64) -> Result<(), String> {
     let disk = open(world, path, format, false)?;
     let mut queue = disk.queue().map_err(text)?;
     let sectors = disk.size() / 512;
@@ -82,7 +82,7 @@ fn scribble(world: &World, rng: &mut Rng, path: &str, format: Format, requests: 
     disk.close().map_err(text)
 }
 
-fn read(world: &World, path: &str, format: Format) -> Result<Vec<u8>, String> {
+pub(super) fn read(world: &World, path: &str, format: Format) -> Result<Vec<u8>, String> {
     let disk = open(world, path, format, true)?;
     let mut queue = disk.queue().map_err(text)?;
     let buffer = Buffer::zeroed(disk.size() as usize);
@@ -100,7 +100,7 @@ fn read(world: &World, path: &str, format: Format) -> Result<Vec<u8>, String> {
     Ok(buffer.to_vec())
 }
 
-fn params(rng: &mut Rng, sectors: u64) -> CreateParams {
+pub(super) fn params(rng: &mut Rng, sectors: u64) -> CreateParams {
     let bits = [9, 10, 12, 14, 16][rng.below(5) as usize];
     let version = if rng.one_in(4) { 2 } else { 3 };
     CreateParams {
@@ -113,7 +113,7 @@ fn params(rng: &mut Rng, sectors: u64) -> CreateParams {
 }
 
 /// A base, raw or qcow2, at that path.
-fn make_base(world: &World, rng: &mut Rng, path: &str, sectors: u64) -> Result<Format, String> {
+pub(super) fn make_base(world: &World, rng: &mut Rng, path: &str, sectors: u64) -> Result<Format, String> {
     if rng.one_in(2) {
         let content = (0..sectors).flat_map(|i| [if i % 7 == 0 { 0 } else { i as u8 }; 512]).collect();
         world.put(Path::new(path), content);

@@ -567,3 +567,7 @@ mod play_tests;
 #[cfg(test)]
 #[path = "jobs_test.rs"]
 mod jobs_tests;
+
+#[cfg(test)]
+#[path = "vm_state_test.rs"]
+mod vm_state_tests;
