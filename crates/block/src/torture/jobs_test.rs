@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 
-use cowhand_qcow2::{ClusterBits, CreateParams, Header};
+use cowhand_qcow2::{ClusterBits, CreateParams, ExtensionKind, Header};
 
 use super::{BASE, Defect, IMAGE, check, make, panic_text, text};
 use crate::chain::OpenPolicy;
@@ -44,6 +44,8 @@ struct Play {
     /// What the overlay shows.
     shown: Vec<u8>,
     base_format: Format,
+    /// The header has the names of features, and there is room for them whatever comes.
+    named: bool,
 }
 
 fn policy(world: &World) -> OpenPolicy {
@@ -148,11 +150,19 @@ impl Play {
             scribble(&world, &mut rng, IMAGE, Format::Qcow2, 10)?;
         }
         let shown = read(&world, IMAGE, Format::Qcow2)?;
-        Ok(Self { world, rng, job, shown, base_format })
+        let named = params.version >= 3 && params.cluster_bits.bits() >= 12;
+        Ok(Self { world, rng, job, shown, base_format, named })
     }
 
-    /// Runs the job for so many steps at most: how it ended, if it did.
-    fn go(&mut self, steps: u64, defect: Option<Defect>, faults: Faults) -> Result<Option<Result<(), String>>, String> {
+    /// Runs the job for so many steps at most, and for few more once it makes what a new header names durable if `near_header` says
+    /// so: how it ended, if it did.
+    fn go(
+        &mut self,
+        steps: u64,
+        near_header: bool,
+        defect: Option<Defect>,
+        faults: Faults,
+    ) -> Result<Option<Result<(), String>>, String> {
         let queue = Queue::new(self.world.driver().map_err(text)?);
         let result = Rc::new(RefCell::new(None));
         let mut disks = Vec::new();
@@ -200,10 +210,16 @@ impl Play {
         self.world.set_faults(faults);
         Defect::switch(defect, &self.world);
         let mut left = steps;
+        let flushes = |world: &World| world.flushes(Barrier::BeforeHeader);
+        let (before, mut near_header) = (flushes(&self.world), near_header);
         while left > 0 && queue.live_tasks() > 0 {
             queue.turn(false, &mut Vec::new()).map_err(text)?;
             self.world.step();
             left -= 1;
+            if near_header && flushes(&self.world) > before {
+                near_header = false;
+                left = left.min(self.rng.below(16));
+            }
         }
         self.world.set_faults(Faults::default());
         let ended = result.borrow_mut().take();
@@ -254,6 +270,9 @@ impl Play {
                 if header.backing_name.as_deref() != other.then_some(OTHER.as_bytes()) {
                     return Err(format!("the header names {:?}", header.backing_name));
                 }
+                if self.named && header.extension(ExtensionKind::FeatureNames).is_none() {
+                    return Err("the names of features are gone".into());
+                }
             }
             Job::Amend(options) => {
                 let right = options.version.is_none_or(|version| version == header.version)
@@ -282,16 +301,21 @@ fn play(seed: u64, job: impl Fn(&mut Rng) -> Job, defect: Option<Defect>) -> Res
     // Short jobs are over soon.
     let most = STEPS[play.rng.below(STEPS.len() as u64) as usize];
     let steps = if play.rng.one_in(4) { u64::MAX } else { play.rng.below(most) };
-    let ended = play.go(steps, defect, faults)?;
+    let near_header = play.rng.one_in(2);
+    let ended = play.go(steps, near_header, defect, faults)?;
     play.inspect().map_err(|e| format!("{:?}, {ended:?}: {e}", play.job))?;
     let refused = |e: &str| e.contains("Cannot ") || e.contains("No space left in the file header");
     match &ended {
         Some(Ok(())) => play.is_done()?,
+        // They may be away for a moment.
+        _ => play.named = false,
+    }
+    match &ended {
         Some(Err(e)) if faults.io == 0 && !refused(e) => return Err(format!("{:?} fails: {e}", play.job)),
         _ => {}
     }
     if !ended.as_ref().is_some_and(|ended| ended.as_ref().is_err_and(|e| refused(e))) {
-        match play.go(u64::MAX, None, Faults::default())? {
+        match play.go(u64::MAX, false, None, Faults::default())? {
             Some(Ok(())) => {
                 play.is_done().map_err(|e| format!("{:?}, done again: {e}", play.job))?;
                 play.inspect().map_err(|e| format!("{:?}, done again: {e}", play.job))?;
@@ -367,4 +391,5 @@ fn without_the_barrier_before_the_header_a_rebase_or_an_amendment_is_torn() {
     assert!(is_noticed(amends, Defect::NoBarrier(Barrier::NewRefTable)));
     assert!(is_noticed(commits, Defect::NoBarrier(Barrier::BeforeHeader)));
     assert!(is_noticed(rebases, Defect::NoBarrier(Barrier::BeforeMapping)));
+    assert!(is_noticed(rebases, Defect::NoBarrier(Barrier::BeforeHeader)));
 }

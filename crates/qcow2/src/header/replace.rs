@@ -19,6 +19,11 @@ impl Header {
     /// # Errors
     /// There is no room that a power cut could not tear; a field has a value that parsing would refuse.
     pub fn replace(&self, old: &Header, area: &[u8]) -> Result<HeaderSwitch, FormatError> {
+        let switch = self.replace_once(old, area)?;
+        Ok(self.name_features(switch, |old, area| self.replace_once(old, area)))
+    }
+
+    fn replace_once(&self, old: &Header, area: &[u8]) -> Result<HeaderSwitch, FormatError> {
         let size = 1usize << self.cluster_bits.bits();
         let mut bytes = area.to_vec();
         bytes.resize(size, 0);

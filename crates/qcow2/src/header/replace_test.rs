@@ -84,6 +84,31 @@ fn a_name_past_the_first_sector_is_not_written_over() {
     play(&old, &new, &area_of(&old)).unwrap();
 }
 
+/// Whether there is a table of features' names.
+fn is_named(header: &Header) -> bool {
+    header.extension(ExtensionKind::FeatureNames).is_some()
+}
+
+#[test]
+fn the_names_of_features_stay_where_they_fit_no_more_into_the_first_sector() {
+    let old = header(3, 16, None).unwrap();
+    assert!(is_named(&old));
+    let named = with_backing(&old, &Some((b"/a/base.qcow2".to_vec(), "qcow2".into())));
+    let (first, area) = play(&old, &named, &area_of(&old)).unwrap();
+    assert!(is_named(&first));
+    // Away and back, as both headers reach into the second sector.
+    let other = with_backing(&first, &Some((b"other.raw".to_vec(), "raw".into())));
+    let (second, area) = play(&first, &other, &area).unwrap();
+    assert!(is_named(&second));
+    let (third, _) = play(&second, &with_backing(&second, &None), &area).unwrap();
+    assert!(is_named(&third));
+    // A small cluster has no room for them.
+    let small = header(3, 9, None).unwrap();
+    let (small, _) =
+        play(&small, &with_backing(&small, &Some((b"base".to_vec(), "raw".into()))), &area_of(&small)).unwrap();
+    assert!(!is_named(&small));
+}
+
 #[test]
 fn versions_change_both_ways() {
     let two = header(2, 16, Some((b"base".to_vec(), "raw".into()))).unwrap();
@@ -125,7 +150,10 @@ proptest! {
             new.refcount_order = order;
             new.compatible.set(Compatible::LAZY_REFCOUNTS, lazy);
             match play(&now, &new, &area) {
-                Ok(played) => (now, area) = played,
+                Ok(played) => {
+                    prop_assert!(!roomy || is_named(&played.0));
+                    (now, area) = played;
+                }
                 Err(e) => prop_assert!(matches!(e, FormatError::HeaderFull { .. }) && !roomy, "{e}"),
             }
         }

@@ -2,8 +2,9 @@
 //!
 //! A disk writes a sector whole or not at all, and several of them in any combination. So what lies behind the first sector
 //! is laid where the old header has nothing, and then the first sector is switched. Where that is not possible — QEMU lays
-//! the bitmaps extension, as the last one, across the first sector's end — there are two ways more: a change of one sector
-//! alone is safe wherever it is; and the bitmaps extension means nothing while the autoclear bit is off, so it may change then.
+//! the bitmaps extension, as the last one, across the first sector's end — there are three ways more: a change of one sector
+//! alone is safe wherever it is; the bitmaps extension means nothing while the autoclear bit is off, so it may change then; and
+//! the table of features' names, which is there for people and takes most of a sector, may be away for a moment.
 //!
 //! Not here: making each step durable before the next.
 
@@ -30,7 +31,7 @@ pub type HeaderStep = Vec<(u64, Vec<u8>)>;
 pub struct HeaderSwitch {
     /// What is to be written, step by step: offsets in the file, and whole sectors. Each step must be durable before the next.
     /// A step that is torn leaves a header that says what the old or the new one does; in between the bitmaps' autoclear bit
-    /// may be off.
+    /// may be off, and the table of features' names away.
     pub steps: Vec<HeaderStep>,
     /// The header after the last step. The order of its extensions may be another than was asked for, and the table of
     /// features' names, which is there for people, is given up if there is no room otherwise.
@@ -58,6 +59,29 @@ impl Header {
     /// There is no room that a power cut could not tear; a field has a value that parsing would refuse, or is one that cannot
     /// change so.
     pub fn switch_from(&self, old: &Header, area: &[u8]) -> Result<HeaderSwitch, FormatError> {
+        let switch = self.switch_once(old, area)?;
+        Ok(self.name_features(switch, |old, area| self.switch_once(old, area)))
+    }
+
+    /// `switch`, and if it gave up the table of features' names: with it again behind what is there then, if `onwards` knows how.
+    pub(super) fn name_features(
+        &self,
+        mut switch: HeaderSwitch,
+        onwards: impl FnOnce(&Header, &[u8]) -> Result<HeaderSwitch, FormatError>,
+    ) -> HeaderSwitch {
+        let named = |header: &Header| header.extension(ExtensionKind::FeatureNames).is_some();
+        if named(self)
+            && !named(&switch.header)
+            && let Ok(more) = onwards(&switch.header, &switch.area)
+            && named(&more.header)
+        {
+            switch.steps.extend(more.steps);
+            (switch.header, switch.area) = (more.header, more.area);
+        }
+        switch
+    }
+
+    fn switch_once(&self, old: &Header, area: &[u8]) -> Result<HeaderSwitch, FormatError> {
         let size = 1usize << self.cluster_bits.bits();
         let mut bytes = area.to_vec();
         bytes.resize(size, 0);
