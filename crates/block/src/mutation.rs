@@ -53,6 +53,8 @@ pub(crate) enum Mutation {
     SnapshotDroppedFirst,
     /// A disk is shrunk by dropping what lies past its new end first, and then saying the size.
     ShrunkBeforeHeader,
+    /// A refcount block that counts nothing is freed, and then the table names it no more.
+    RefblockFreedFirst,
     /// A reader of a cached slice does not look at its tag again.
     TagLookedAtOnce,
     /// The two words of an extended entry change while their slice's tag names it.

@@ -245,7 +245,8 @@ pub enum Barrier {
     NewRefblocks,
     /// Data, refcounts and new L2 tables, before the L2 and L1 entries that expose them.
     BeforeMapping,
-    /// L2 and L1 entries, before what they no longer name is freed, and before the guest hears that its flush is done.
+    /// L2 and L1 entries, or refcount table entries that are empty now, before what they no longer name is freed, and before the
+    /// guest hears that its flush is done.
     Mapping,
     /// A new refcount table with its blocks, before the header names it.
     NewRefTable,

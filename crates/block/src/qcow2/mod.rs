@@ -9,9 +9,9 @@
 //! [`open`] validates an image ([`dirty`]: one that was not closed) and [`create`] makes one; [`check`] finds and repairs damage.
 //! [`filling`] keeps an image from looking whole before it is. [`bitmaps`] keep the persistent dirty bitmaps.
 //! [`snapshot`] and [`resize`] (with [`prealloc`]) change an image as a whole, alone with it: they work on the file by means of
-//! [`tree`], [`run`] and [`snapshot_table`], and then it is read again ([`reload`]); so do [`empty`], [`version`] (with [`expand`]),
-//! [`refcount_width`], [`keys`], [`vm_state`], and [`header_switch`], which changes more of the header than its numbers. [`layer`] puts an image over
-//! another one.
+//! [`tree`], [`run`], [`unused_blocks`] and [`snapshot_table`], and then it is read again ([`reload`]); so do [`empty`], [`version`]
+//! (with [`expand`]), [`refcount_width`], [`keys`], [`vm_state`], and [`header_switch`], which changes more of the header than its
+//! numbers. [`layer`] puts an image over another one.
 //!
 //! A mapped cluster is read and written in place without any lock. A change of the mapping goes: take the clusters' range lock,
 //! allocate, write the data, store the L2 entry in the cached slice, mark it dirty. Nothing of that reaches the file's metadata
@@ -59,6 +59,7 @@ pub(crate) mod snapshot_table;
 mod space;
 mod status;
 mod tree;
+mod unused_blocks;
 mod version;
 mod vm_state;
 mod write;

@@ -362,6 +362,41 @@ impl Refcounts {
         self.blocks.insert(index, block);
     }
 
+    /// The cluster of a block that counts nothing, but perhaps itself; None if there is no such block, if it does count something, or
+    /// if its cluster belongs to others too.
+    pub(super) fn unused_block(&mut self, index: u64) -> Result<Option<u64>, Need> {
+        let order = self.geometry.refcount_order;
+        let Some(entry) = usize::try_from(index).ok().and_then(|slot| self.table.get(slot)) else { return Ok(None) };
+        let Some(offset) = entry.offset(&self.geometry)? else { return Ok(None) };
+        let place = self.geometry.cluster_bits.index_of(offset.get());
+        let (counted_by, own) = self.split(place);
+        let Some(block) = self.block(index)? else { return Ok(None) };
+        if block.dirty.is_some() {
+            return Ok(None);
+        }
+        let mut rest = block.bytes.clone();
+        if counted_by == index {
+            refcount::set(order, &mut rest, own, 0)?;
+        }
+        let unused = rest.iter().all(|&byte| byte == 0) && self.get(place)? == 1;
+        Ok(unused.then_some(place))
+    }
+
+    /// The table in the file names this block, of which [`unused_block`](Self::unused_block) has told, no more, durably. The
+    /// index of the block that counts its cluster; None if it did so itself: then the cluster is quarantined.
+    pub(super) fn forget_block(&mut self, index: u64, place: u64) -> Option<u64> {
+        if let Some(entry) = usize::try_from(index).ok().and_then(|slot| self.table.get_mut(slot)) {
+            *entry = RefTableEntry::default();
+        }
+        self.blocks.remove(&index);
+        self.block_places.remove(&place);
+        let (counted_by, _) = self.split(place);
+        if counted_by == index {
+            self.quarantine.insert(place);
+        }
+        (counted_by != index).then_some(counted_by)
+    }
+
     /// Adds a reference to a cluster that is in use.
     pub(super) fn reference(&mut self, cluster: u64, now: u64) -> Result<(), Need> {
         let count = self.get(cluster)?;

@@ -5,7 +5,8 @@
 //! show through, where the old end lies within a cluster, and where tables hold entries past the old end. (Sharp edge 20.)
 //!
 //! *Shrinking*: the header says the new size, and that the L1 table is shorter; only then is freed what lies past the end. So a
-//! power cut leaves the disk as it was, or smaller, and never with its old size and half of its data.
+//! power cut leaves the disk as it was, or smaller, and never with its old size and half of its data. Refcount blocks that counted
+//! nothing else go with it ([`super::unused_blocks`]).
 //!
 //! Snapshots keep the size and the tables that they have. What the active L1 table holds past the disk (a VM state that came with
 //! a snapshot) does not survive a change of the size: it would become part of the disk. (Sharp edge 36.)
@@ -178,6 +179,7 @@ impl Image {
             let shrunk = self.reload(queue).await?;
             shrunk.unmap_from(queue, bits.align_up(size).unwrap_or(size)).await?;
             shrunk.finish(queue).await?;
+            shrunk.drop_unused_blocks(queue).await?;
             match &self.external {
                 Some(external) if external.raw => self.set_data_length(queue, &external.file, size).await,
                 _ => Ok(()),

@@ -86,4 +86,5 @@ noticed! {
     snapshot_that_keeps_copied_is_noticed_edge_38: SnapshotKeepsCopied, None, 200;
     snapshot_dropped_first_is_noticed_edge_37: SnapshotDroppedFirst, Some(Barrier::BeforeHeader), 1000;
     shrunk_before_the_header_is_noticed: ShrunkBeforeHeader, None, 4000;
+    refcount_block_freed_first_is_noticed_edge_33: RefblockFreedFirst, None, 4000;
 }
