@@ -167,6 +167,34 @@ impl Checker {
         refcount::get(self.geometry.refcount_order, block, entry).map_err(|e| self.counted_error(0, &e))
     }
 
+    /// The image's own refcounts, without the blocks that are none: what lies in one place with something else is counts only if it
+    /// agrees with most of what was found.
+    pub(super) async fn believed(&self, w: &Walked) -> Result<Stored> {
+        let mut stored = w.stored.clone();
+        for (place, index) in stored.blocks.iter_mut().zip(0..) {
+            let cluster = self.geometry.cluster_bits.index_of(*place);
+            if *place != 0 && w.refs.overlap(cluster).is_some() && !self.agrees(w, index).await? {
+                *place = 0;
+            }
+        }
+        Ok(stored)
+    }
+
+    /// Whether a block says of more than half of the clusters that are referred to what was found.
+    async fn agrees(&self, w: &Walked, index: u64) -> Result<bool> {
+        let order = self.geometry.refcount_order;
+        let Some(block) = self.stored_block(&w.stored, index).await? else { return Ok(false) };
+        let first = index * self.geometry.refcount_block_entries();
+        let end = first.saturating_add(self.geometry.refcount_block_entries()).min(self.end);
+        let (mut from, mut used, mut same) = (first, 0u64, 0u64);
+        while let Some(cluster) = w.refs.next_used(from).filter(|&cluster| cluster < end) {
+            from = cluster + 1;
+            let counted = refcount::get(order, &block, (cluster - first) as usize).ok();
+            (used, same) = (used + 1, same + u64::from(counted == Some(w.refs.count(cluster))));
+        }
+        Ok(same > used / 2)
+    }
+
     /// The refcounts in a block of the image's own, by number; none where there is no such block.
     pub(super) async fn stored_block(&self, stored: &Stored, index: u64) -> Result<Option<Buffer>> {
         match stored.block(index) {

@@ -79,6 +79,7 @@ impl Checker {
     /// should say is not known.
     async fn grow_over_data(&mut self, w: &Walked) -> Result<bool> {
         let (order, per_block) = (self.geometry.refcount_order, self.geometry.refcount_block_entries());
+        let stored = self.believed(w).await?;
         let mut end = self.end;
         let (mut from, limit) = (self.end, self.growth_limit(w));
         let mut block = (u64::MAX, None);
@@ -86,7 +87,7 @@ impl Checker {
             from = cluster + 1;
             let index = cluster / per_block;
             if block.0 != index {
-                block = (index, self.stored_block(&w.stored, index).await?);
+                block = (index, self.stored_block(&stored, index).await?);
             }
             let entry = (cluster % per_block) as usize;
             let count = block.1.as_ref().and_then(|block| refcount::get(order, block, entry).ok());
@@ -117,7 +118,7 @@ impl Checker {
             rebuild = !self.is_counted(&w, &plan);
         }
         if rebuild {
-            let old = w.stored;
+            let old = self.believed(&w).await?;
             w = self.walk(false).await?;
             plan = self.plan(&mut w, first_free).await?;
             let next = plan.next;

@@ -26,7 +26,7 @@ pub(super) struct Table {
 }
 
 /// The image's own refcounts.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Stored {
     /// Where each refcount block is, 0 where there is none that can be used.
     pub(super) blocks: Vec<u64>,
