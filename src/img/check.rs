@@ -1,6 +1,7 @@
 //! `check`: is an image sound? Repairs it where that is asked for.
 
 use std::cell::RefCell;
+use std::io::IsTerminal;
 use std::rc::Rc;
 
 use clap::Parser;
@@ -86,6 +87,11 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     let report = check::check(&spec.path, &options, &cx.policy, sink);
     let report = report.map_err(|e| Context::cannot_open(&args.file, &reason(&e, &spec)))?;
     let told = told.borrow();
+    // To a terminal in the order of time; into a pipe errors come first, as they do from qemu-img.
+    let in_order = std::io::stdout().is_terminal();
+    if !in_order {
+        told.say_left();
+    }
     if !json && !args.quiet && report.corruptions_fixed + report.leaks_fixed > 0 {
         println!(
             "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    {} corruptions\n\nDouble \
@@ -93,7 +99,9 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
             report.leaks_fixed, report.corruptions_fixed
         );
     }
-    told.say_left();
+    if in_order {
+        told.say_left();
+    }
     if !args.quiet {
         if json {
             println!("{}", tree(&report, &args.file).json());

@@ -237,7 +237,11 @@ impl Trial {
         let corrupt = theirs.corruptions > 0 || theirs.status == 1;
         let told = report.corruptions > 0 && (corrupt || !messages.iter().all(is_ours_alone));
         assert_eq!(told, corrupt, "{}: corruptions: we {}, they {theirs:?}", self.what, lines(&messages));
-        let by_refcounts = |m: &Message| matches!(m, Message::Found(f) if f.kind == FindingKind::RefcountStructure);
+        // What lies in one place with other refcounts we do not read, and QEMU does.
+        let by_refcounts = |m: &Message| {
+            matches!(m, Message::Found(f) if f.kind == FindingKind::RefcountStructure
+                || (f.kind == FindingKind::Overlap && f.text.contains("refcounts")))
+        };
         if theirs.status != 1 && report.unreadable == 0 && !messages.iter().any(by_refcounts) {
             assert_eq!(
                 report.leaks > 0,
@@ -428,7 +432,7 @@ fn what_lies_where_a_refcount_block_is_said_to_be_is_not_taken_for_counts() {
         let mut image = victim.bytes.clone();
         put(&mut image, victim.refcount_table.0, victim.l2s[0].0 as u64);
         let entry = victim.entry(&victim.l2s[1..], &mut rng);
-        put(&mut image, entry, 1 << 63 | (end + past) * 4096);
+        put(&mut image, entry, (1 << 63) | ((end + past) * 4096));
         image.truncate(image.len() - 1);
         fs::write(&path, &image).unwrap();
         let trial = Trial { path, what: format!("an entry {past} clusters past the end") };

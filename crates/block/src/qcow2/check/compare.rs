@@ -27,6 +27,8 @@ pub(super) struct Counts {
     pub(super) highest: Option<u64>,
     /// A cluster is referred to that no refcount block counts.
     pub(super) uncovered: bool,
+    /// A cluster is referred to that counts as free.
+    pub(super) missed: bool,
     /// Refcounts that were changed.
     pub(super) changed: u64,
 }
@@ -102,6 +104,7 @@ impl Checker {
                 if stored > 0 || found > 0 {
                     out.highest = Some(cluster);
                 }
+                out.missed |= stored == 0 && found > 0;
                 let target = self.target(pass, cluster, stored, found);
                 if target != stored {
                     refcount::set(order, &mut block, entry, target).map_err(|e| self.counted_error(place, &e))?;
@@ -204,7 +207,7 @@ impl Checker {
     }
 }
 
-fn counts_text(cluster: u64, stored: u64, found: u64) -> String {
+pub(super) fn counts_text(cluster: u64, stored: u64, found: u64) -> String {
     format!("cluster {cluster} refcount={stored} reference={found}")
 }
 

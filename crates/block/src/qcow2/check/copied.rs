@@ -3,7 +3,7 @@
 use cowhand_qcow2::{FormatError, GuestOffset, HostOffset, L1Entry, L2Entry, L2Kind};
 
 use super::report::FindingKind;
-use super::walk::{PART, Walked};
+use super::walk::{PART, Table, Walked};
 use super::{Checker, Dirty, number, set_number};
 use crate::error::Result;
 
@@ -31,9 +31,8 @@ pub(super) struct Stats {
 impl Checker {
     pub(super) async fn copied(&mut self, w: &mut Walked, fix: Fix) -> Result<Stats> {
         let mut stats = Stats::default();
-        let l1_offset = self.header.l1_table_offset.get();
-        // Not walked if it shares its place with another table.
-        let Some(table) = w.l1s.first().copied().filter(|table| table.offset == l1_offset) else { return Ok(stats) };
+        let Some(table) = self.active_l1(w) else { return Ok(stats) };
+        let l1_offset = table.offset;
         let len = table.entries * 8;
         let mut at = 0;
         while at < len {
@@ -65,6 +64,11 @@ impl Checker {
             at += part.len() as u64;
         }
         Ok(stats)
+    }
+
+    /// The active L1 table; none if it shares its place with another table, and has not been walked.
+    pub(super) fn active_l1(&self, w: &Walked) -> Option<Table> {
+        w.l1s.first().copied().filter(|table| table.offset == self.header.l1_table_offset.get())
     }
 
     /// The L2 table that an L1 entry names, if it lies in the file.

@@ -11,8 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cowhand_qcow2::{
-    Autoclear, BitmapTableEntry, CompressedRange, CryptMethod, FormatError, HostOffset, L1Entry, L2Entry, L2Kind,
-    SubclusterBitmap, refcount,
+    Autoclear, BitmapTableEntry, CompressedRange, CryptMethod, HostOffset, L1Entry, L2Entry, L2Kind, SubclusterBitmap,
+    refcount,
 };
 
 use super::refs::Class;
@@ -188,19 +188,14 @@ impl Checker {
                     false => Verdict::Keep,
                 }
             }
-            // A cluster that was only kept for later writes is no loss.
-            Err(FormatError::Misaligned { .. }) => {
-                let is_zero = !geometry.extended_l2 && geometry.version >= 3 && entry.raw() & 1 != 0;
-                let is_empty = geometry.extended_l2 && SubclusterBitmap::from_raw(bitmap).allocated() == 0;
-                if is_zero || is_empty { let_go() } else { Verdict::Keep }
-            }
+            Err(problem) if self.is_needless(&problem, entry, bitmap) => let_go(),
             _ => Verdict::Keep,
         }
     }
 
-    /// Whether the refcount of a cluster is, or will be, one.
+    /// Whether the refcount of a cluster is, or will be, one: that is also the most that one bit can count.
     fn is_alone(&self, w: &Walked, cluster: u64) -> bool {
-        w.refs.count(cluster) == 1 && (w.hides_nothing() || w.refs.is_stored_one(cluster))
+        self.counted_as(w, cluster) == 1 && (w.hides_nothing() || w.refs.is_stored_one(cluster))
     }
 
     /// Copies, and then changes the entries. All clusters that the copies take have been counted, durably.
@@ -284,11 +279,13 @@ impl Checker {
     /// Changes entries in place: flags that must go, clusters that were only kept.
     async fn change_l2s(&mut self, w: &Walked, plan: &Plan) -> Result<u64> {
         let step = self.geometry.l2_entry_size() as usize;
+        let active = self.active_l2s(w).await?;
         let mut from = 0;
         let mut changed = 0;
         while let Some(table) = w.refs.next_l2(from).filter(|&table| table < plan.end) {
             from = table + 1;
             let times = w.refs.l2_count(table);
+            let is_active = active.binary_search(&table).is_ok();
             let table = match plan.tables.get(&table) {
                 Some(&place) => place,
                 None if w.refs.overlap(table).is_none() => table,
@@ -300,6 +297,9 @@ impl Checker {
             for at in (0..bytes.len()).step_by(step) {
                 let (raw, bitmap) = (L2Entry::from_raw(number(&bytes, at)), number(&bytes, at + 8));
                 if let Verdict::Write(entry) = self.verdict(w, raw, bitmap, times) {
+                    if is_active && entry == raw.with_copied(false) {
+                        self.tell_flag(w, raw);
+                    }
                     set_number(&mut bytes, at, entry.raw());
                     dirty.touch(at);
                     changed += 1;
@@ -310,6 +310,38 @@ impl Checker {
         Ok(changed)
     }
 
+    /// The L2 tables of the active tree, ascending.
+    async fn active_l2s(&self, w: &Walked) -> Result<Vec<u64>> {
+        let mut tables = Vec::new();
+        let Some(table) = self.active_l1(w) else { return Ok(tables) };
+        let len = table.entries * 8;
+        let mut at = 0;
+        while at < len {
+            let part = self.read("the L1 table", table.offset + at, PART.min(len - at)).await?;
+            let named = part.chunks_exact(8).filter_map(|entry| self.l2_table(L1Entry::from_raw(number(entry, 0))));
+            tables.extend(named.map(|l2| self.cluster_of(l2)));
+            at += part.len() as u64;
+        }
+        tables.sort_unstable();
+        tables.dedup();
+        Ok(tables)
+    }
+
+    /// Tells that an entry's flag goes.
+    fn tell_flag(&mut self, w: &Walked, entry: L2Entry) {
+        let Ok(L2Kind::Data { host, .. } | L2Kind::Zero { host: Some(host), .. }) = entry.decode(&self.geometry) else {
+            return;
+        };
+        let count = self.counted_as(w, self.cluster_of(host));
+        self.out.flags_fixed += 1;
+        self.out.repairing(format!("OFLAG_COPIED data cluster: l2_entry={:x} refcount={count}", entry.raw()));
+    }
+
+    /// What the refcount of a cluster is, when all that refers to it is counted.
+    fn counted_as(&self, w: &Walked, cluster: u64) -> u64 {
+        w.refs.count(cluster).min(refcount::max(self.geometry.refcount_order))
+    }
+
     async fn write_l2(&self, table: u64, bytes: &[u8], dirty: &Dirty) -> Result<()> {
         let Some(range) = dirty.range(bytes.len()) else { return Ok(()) };
         let offset = self.offset_of(table) + range.start as u64;
@@ -318,6 +350,7 @@ impl Checker {
 
     async fn change_l1(&mut self, w: &Walked, plan: &Plan, table: Table) -> Result<()> {
         let len = table.entries * 8;
+        let is_active = self.active_l1(w).is_some_and(|active| active.offset == table.offset);
         let mut at = 0;
         while at < len {
             let mut part = self.read("an L1 table", table.offset + at, PART.min(len - at)).await?;
@@ -326,6 +359,15 @@ impl Checker {
                 let entry = L1Entry::from_raw(number(&part, entry_at));
                 let new = self.new_l1_entry(w, plan, entry);
                 if new != entry {
+                    if let Some(l2) = self.l2_table(entry).filter(|_| is_active && new == entry.with_copied(false)) {
+                        let index = (at + entry_at as u64) / 8;
+                        let count = self.counted_as(w, self.cluster_of(l2));
+                        let raw = entry.raw();
+                        self.out.flags_fixed += 1;
+                        self.out.repairing(format!(
+                            "OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={raw:x} refcount={count}"
+                        ));
+                    }
                     set_number(&mut part, entry_at, new.raw());
                     dirty.touch(entry_at);
                 }

@@ -43,6 +43,8 @@ enum Stage {
     First,
     /// A walk that prepares a repair: all it finds has been told.
     Silent,
+    /// The walk after the refcounts were written anew: what entries say that mean nothing is told again, as QEMU does.
+    Again,
     Last,
 }
 
@@ -105,6 +107,8 @@ pub(crate) struct Checker {
     end: u64,
     /// The refcount block that was last asked for a single count, and its number.
     block: Option<(u64, Buffer)>,
+    /// Everything is to be repaired that can be.
+    mends: bool,
     out: Reporter,
 }
 
@@ -127,6 +131,7 @@ impl Checker {
             sector,
             file_len,
             block: None,
+            mends: false,
             out: Reporter {
                 sink,
                 stage: Stage::First,
@@ -145,7 +150,7 @@ impl Checker {
     /// # Errors
     /// Something could not be read or written.
     pub(crate) async fn run(&mut self, repair: Repair) -> Result<CheckReport> {
-        self.out.flags_wait = repair != Repair::None;
+        (self.mends, self.out.flags_wait) = (repair == Repair::All, repair != Repair::None);
         let (mut report, walked, counts) = self.look(Stage::First).await?;
         let flagged = self.is_flagged();
         let is_clean = report.is_clean() && self.out.flags == 0;
@@ -238,8 +243,27 @@ impl Checker {
         let told = |text| Finding { kind, offset, cluster, text };
         match self.out.stage {
             Stage::First => (self.out.sink)(Message::Found(told(text()))),
+            Stage::Again if matches!(kind, FindingKind::Entry | FindingKind::Outside) => {
+                (self.out.sink)(Message::Found(told(text())));
+            }
             Stage::Last => (self.out.sink)(Message::Left(told(text()))),
-            Stage::Silent => {}
+            Stage::Silent | Stage::Again => {}
+        }
+    }
+
+    /// Whether what can be put right without a guess is going to be.
+    fn is_mending(&self) -> bool {
+        self.mends && self.out.stage != Stage::Last
+    }
+
+    /// Counts what is going to be put right, and tells of it; otherwise the same as [`Checker::found_as`].
+    fn found_mendable(&mut self, kind: FindingKind, offset: u64, text: impl FnOnce() -> String) {
+        if !self.is_mending() {
+            return self.found_as(kind, offset, text);
+        }
+        self.out.corruptions += 1;
+        if self.out.stage == Stage::First {
+            self.out.repairing(text());
         }
     }
 

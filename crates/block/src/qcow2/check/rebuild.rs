@@ -23,15 +23,10 @@ struct Layout {
 }
 
 impl Checker {
-    /// Writes refcounts for what is referred to, and the header that names them. Where `old` is given, no count becomes less
-    /// than it is there. `next` is where the search for room starts. Whether there was room.
-    pub(super) async fn rebuild(&mut self, w: &mut Walked, old: Option<&Stored>, next: u64) -> Result<bool> {
-        let none = Stored::default();
-        let old = old.unwrap_or(&none);
-        let Some(layout) = self.lay_out(w, old, next) else {
-            self.out.not_repaired("there is no room for new refcounts behind the image: they stay as they are");
-            return Ok(false);
-        };
+    /// Writes refcounts for what is referred to, and the header that names them. No count becomes less than it is in `old`.
+    /// `next` is where the search for room starts. Whether there was room.
+    pub(super) async fn rebuild(&mut self, w: &mut Walked, old: &Stored, next: u64) -> Result<bool> {
+        let Some(layout) = self.lay_out(w, old, next) else { return Ok(false) };
         self.out.rebuilding();
         self.end = self.end.max(layout.first + layout.total);
         w.adopt_beyond(self.end);
@@ -53,6 +48,18 @@ impl Checker {
         let (blocks, offset) = (layout.blocks.len(), self.offset_of(table_at));
         self.out.repaired(format!("refcounts written anew: {blocks} blocks, the table at offset {offset:#x}"));
         Ok(true)
+    }
+
+    /// The clusters of the image's own refcounts, ascending.
+    pub(super) fn refcount_clusters(&self, stored: &Stored) -> Vec<u64> {
+        let bits = self.geometry.cluster_bits;
+        let table = bits.index_of(self.header.refcount_table_offset.get());
+        let table = (table..self.end).take(self.header.refcount_table_clusters as usize);
+        let blocks = stored.blocks.iter().filter(|&&place| place != 0).map(|&place| bits.index_of(place));
+        let mut clusters: Vec<_> = table.chain(blocks).collect();
+        clusters.sort_unstable();
+        clusters.dedup();
+        clusters
     }
 
     /// Finds a place for all blocks that are needed, those that count themselves included; none if there is no room.

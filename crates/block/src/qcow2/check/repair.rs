@@ -2,8 +2,8 @@
 //!
 //! A power cut at any moment leaves the image no worse than it was, and a repair that is started again goes on:
 //!
-//! 1. bitmaps whose tables cannot be read are given up; the file grows over guest data that was cut off; refcounts that are too low are raised, in place or by a rebuild, those of clusters that copies will take among them; copies are
-//!    made; **barrier**;
+//! 1. bitmaps whose tables cannot be read are given up; the file grows over guest data that was cut off; refcounts that are too low are
+//!    raised, in place or by a rebuild, those of clusters that copies will take among them; copies are made; **barrier**;
 //! 2. entries are changed: to the copies, and COPIED flags off where a write in place would harm another; **barrier**;
 //! 3. everything is walked again; only now, when all that is in use is counted and nothing damaged is left that could hide a reference,
 //!    refcounts that are too high are lowered; **barrier**;
@@ -12,11 +12,11 @@
 
 use cowhand_qcow2::{Autoclear, Incompatible, refcount};
 
-use super::compare::{Counts, Pass};
+use super::compare::{Counts, Pass, counts_text};
 use super::copied::Fix;
 use super::mend::Plan;
 use super::report::Repair;
-use super::walk::Walked;
+use super::walk::{Stored, Walked};
 use super::{Checker, Stage};
 use crate::error::Result;
 use crate::io::Barrier;
@@ -66,10 +66,11 @@ impl Checker {
         }
         // Not asked again later: when the file has grown over a place that was outside, that place tells nothing any more.
         let may_free = w.hides_nothing();
+        let mut left = None;
         if repair == Repair::All {
-            self.secure(w, counts).await?;
+            left = self.secure(w, counts).await?;
         }
-        self.settle(if repair == Repair::All { Fix::All } else { Fix::Set }, may_free).await
+        self.settle(if repair == Repair::All { Fix::All } else { Fix::Set }, may_free, left).await
     }
 
     /// Guest data that was cut off reads as zeros (sharp edge 48), but the next one to allocate a cluster would lay other data
@@ -107,33 +108,47 @@ impl Checker {
         Ok(grown)
     }
 
-    /// Steps 1 and 2: all that is in use is counted, and nothing else lies there.
-    async fn secure(&mut self, mut w: Walked, counts: Counts) -> Result<()> {
+    /// Steps 1 and 2: all that is in use is counted, and nothing else lies there. Where the refcounts were written anew: the clusters
+    /// that the old ones took and nothing takes any more.
+    ///
+    /// As in QEMU they are written anew, too, when a cluster that is in use counts as free: one write of the header puts all of them
+    /// right at once. Where there is no room for that they are raised in their place.
+    async fn secure(&mut self, mut w: Walked, counts: Counts) -> Result<Option<Vec<u64>>> {
         let first_free =
             if self.file.traits().block_device { counts.highest.map_or(1, |highest| highest + 1) } else { self.end };
-        let mut rebuild = counts.uncovered || !w.stored.sound;
+        let (before, believed) = (self.refcount_clusters(&w.stored), self.believed(&w).await?);
+        let end = self.end;
+        let mut in_place = !counts.uncovered && w.stored.sound;
         let mut plan = Plan::default();
-        if !rebuild {
+        if in_place {
             plan = self.plan(&mut w, first_free).await?;
-            rebuild = !self.is_counted(&w, &plan);
+            in_place = self.is_counted(&w, &plan);
         }
-        if rebuild {
-            let old = self.believed(&w).await?;
-            w = self.walk(false).await?;
-            plan = self.plan(&mut w, first_free).await?;
-            let next = plan.next;
-            let keep = (!w.hides_nothing()).then_some(&old);
-            if !self.rebuild(&mut w, keep, next).await? {
-                return Ok(());
+        if !in_place || counts.missed {
+            let planned_end = self.end;
+            let mut anew = self.walk(false).await?;
+            let plan = self.plan(&mut anew, first_free).await?;
+            let hides = !anew.hides_nothing();
+            let old = if hides { believed } else { Stored::default() };
+            if self.rebuild(&mut anew, &old, plan.next).await? {
+                self.carry_out(&anew, &plan).await?;
+                self.barrier(Barrier::Mapping).await?;
+                let gone = |cluster: &u64| *cluster < end && !hides && anew.refs.count(*cluster) == 0;
+                return Ok(Some(before.into_iter().filter(gone).collect()));
             }
-        } else {
-            w.adopt_beyond(self.end);
-            let raised = self.refcounts(&mut w, Pass::Raise).await?.changed;
-            self.out.repaired_some(raised, "refcounts raised");
-            self.barrier(Barrier::BeforeMapping).await?;
+            self.end = planned_end;
         }
+        if !in_place {
+            self.out.not_repaired("there is no room for new refcounts behind the image: they stay as they are");
+            return Ok(None);
+        }
+        w.adopt_beyond(self.end);
+        let raised = self.refcounts(&mut w, Pass::Raise).await?.changed;
+        self.out.repaired_some(raised, "refcounts raised");
+        self.barrier(Barrier::BeforeMapping).await?;
         self.carry_out(&w, &plan).await?;
-        self.barrier(Barrier::Mapping).await
+        self.barrier(Barrier::Mapping).await?;
+        Ok(None)
     }
 
     /// Whether there are refcounts for all clusters that copies take.
@@ -145,9 +160,16 @@ impl Checker {
                 .all(|index| w.stored.block(index).is_some())
     }
 
-    /// Steps 3 and 4: leaks are freed, flags are set.
-    async fn settle(&mut self, fix: Fix, may_free: bool) -> Result<()> {
+    /// Steps 3 and 4: leaks are freed, flags are set. `left` is what old refcounts have left behind, if there are new ones.
+    async fn settle(&mut self, fix: Fix, may_free: bool, left: Option<Vec<u64>>) -> Result<()> {
+        if left.is_some() {
+            self.out.start(Stage::Again);
+        }
         let mut w = self.walk(true).await?;
+        self.out.start(Stage::Silent);
+        for cluster in left.unwrap_or_default() {
+            self.out.repairing(counts_text(cluster, 1, 0));
+        }
         if !w.stored.sound {
             // Refcounts that share their place with something are not written to.
             return Ok(());

@@ -355,14 +355,19 @@ impl Checker {
                 false => raw & 1 != 0,
             };
             let what = if is_empty { "Preallocated" } else { "Data" };
-            self.entry_problem(&problem, named_at, || match problem {
+            let text = || match problem {
                 FormatError::ReservedBits { .. } => format!("found l2 entry with reserved bits set: {raw:x}"),
                 _ => format!("offset={offset:x}: {what} cluster is not properly aligned; L2 entry corrupted."),
-            });
+            };
+            match self.is_needless(&problem, entry, bitmap) {
+                true => self.found_mendable(FindingKind::Entry, named_at, text),
+                false => self.entry_problem(&problem, named_at, text),
+            }
             entry.without_reserved(&self.geometry).decode(&self.geometry)
         });
         let kind = match kind {
             Ok(kind) => kind,
+            Err(problem) if self.is_mending() && self.is_needless(&problem, entry, bitmap) => return,
             Err(FormatError::Misaligned { .. }) if !self.geometry.has_data_file => {
                 self.refer(w, Class::Data, (entry.offset_bits(), self.cluster_size()), times, named_at);
                 return;
@@ -380,7 +385,7 @@ impl Checker {
                 if entry.copied() {
                     let offset = entry.offset_bits();
                     let text = || format!("coffset={offset:#x}: copied flag must never be set for compressed clusters");
-                    self.found(FindingKind::Copied, named_at, text);
+                    self.found_mendable(FindingKind::Copied, named_at, text);
                 }
                 self.refer_data(w, (range.host.get(), range.len), times, named_at);
             }
@@ -389,6 +394,14 @@ impl Checker {
             }
             _ => {}
         }
+    }
+
+    /// Whether an entry that breaks the rules names a place only for later writes: there it can be let go, and no data is lost.
+    pub(super) fn is_needless(&self, problem: &FormatError, entry: L2Entry, bitmap: u64) -> bool {
+        let geometry = &self.geometry;
+        let is_zero = !geometry.extended_l2 && geometry.version >= 3 && entry.raw() & 1 != 0;
+        let is_empty = geometry.extended_l2 && SubclusterBitmap::from_raw(bitmap).allocated() == 0;
+        !geometry.has_data_file && matches!(problem, FormatError::Misaligned { .. }) && (is_zero || is_empty)
     }
 
     fn refer_data(&mut self, w: &mut Walked, place: (u64, u64), times: u64, named_at: u64) {
