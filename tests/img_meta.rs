@@ -356,6 +356,34 @@ fn wrong_arguments_of_create_are_refused_as_by_qemu_img_and_change_nothing() {
 }
 
 #[test]
+fn what_cannot_be_done_is_refused_in_the_words_of_qemu_img() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    make(dir, &["create", "-q", "-f", "qcow2", "one.qcow2", "1M"]);
+    make(dir, &["create", "-q", "-f", "raw", "one.raw", "1M"]);
+    std::fs::create_dir(dir.join("dir")).unwrap();
+    let refused: [&[&str]; 14] = [
+        &[],
+        &["foo"],
+        &["info"],
+        &["info", "one.qcow2", "one.raw"],
+        &["info", "--output=xml", "one.qcow2"],
+        &["info", "--object", "secret,id=x", "one.qcow2"],
+        &["check"],
+        &["check", "-r", "foo", "one.qcow2"],
+        &["map", "--output=xml", "one.qcow2"],
+        &["measure", "--output=xml", "one.qcow2"],
+        &["create", "-f", "qcow2", "dir", "1M"],
+        &["create", "-f", "qcow2", "-b", "missing", "-F", "qcow2", "new.qcow2"],
+        &["resize", "-f", "qcow2", "one.qcow2", "1E"],
+        &["convert", "-f", "raw", "-O", "qcow2", "--bitmaps", "one.raw", "new.qcow2"],
+    ];
+    for words in refused {
+        assert_same(dir, words);
+    }
+}
+
+#[test]
 fn encrypted_images_that_are_made_here_open_there() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

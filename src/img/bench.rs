@@ -134,7 +134,7 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     }
     let plan = Plan::new(args)?;
     let cache = cache_mode(&args.cache, "").map_err(|_| Failure::new("Invalid cache mode"))?;
-    let [file] = args.files.as_slice() else { return Err(cx.usage("bench", "Expecting one image file name")) };
+    let file = cx.only(&args.files, "bench")?;
     if (args.native || args.aio.as_deref() == Some("native")) && !cache.is_direct() {
         let reason = "aio=native was specified, but it requires cache.direct=on, which was not specified.";
         return Err(Context::cannot_open(file, reason));

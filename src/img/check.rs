@@ -51,7 +51,7 @@ pub(super) struct Args {
     force_share: bool,
     /// The image
     #[arg(value_name = "IMAGE")]
-    file: String,
+    files: Vec<String>,
 }
 
 pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
@@ -60,9 +60,11 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
         None => Repair::None,
         Some("leaks") => Repair::Leaks,
         Some("all") => Repair::All,
-        Some(other) => return Err(Failure::new(format!("--repair (-r) expects 'leaks' or 'all' not '{other}'"))),
+        Some(other) => {
+            return Err(cx.usage("check", &format!("--repair (-r) expects 'leaks' or 'all' not '{other}'")));
+        }
     };
-    let json = is_json(args.output.as_deref())?;
+    let json = is_json(args.output.as_deref(), "check", cx)?;
     let how = How {
         format: args.image.format.as_deref(),
         image_opts: args.image.image_opts,
@@ -72,10 +74,11 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
         backing: Backing::Alone,
         guess: true,
     };
-    let spec = cx.spec(&args.file, &how)?;
+    let file = cx.only(&args.files, "check")?;
+    let spec = cx.spec(file, &how)?;
     if spec.format == Format::Raw {
         let opened = inspect(&spec.path, spec.format, spec.lock, &cx.policy);
-        opened.map_err(|e| Context::cannot_open(&args.file, &reason(&e, &spec)))?;
+        opened.map_err(|e| Context::cannot_open(file, &reason(&e, &spec)))?;
         return Err(Failure::new("This image format does not support checks").with_status(EXIT_UNSUPPORTED));
     }
     let told = Rc::new(RefCell::new(Told::default()));
@@ -85,7 +88,7 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     };
     let options = CheckOptions { repair, lock: spec.lock };
     let report = check::check(&spec.path, &options, &cx.policy, sink);
-    let report = report.map_err(|e| Context::cannot_open(&args.file, &reason(&e, &spec)))?;
+    let report = report.map_err(|e| Context::cannot_open(file, &reason(&e, &spec)))?;
     let told = told.borrow();
     // To a terminal in the order of time; into a pipe errors come first, as they do from qemu-img.
     let in_order = std::io::stdout().is_terminal();
@@ -104,7 +107,7 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     }
     if !args.quiet {
         if json {
-            println!("{}", tree(&report, &args.file).json());
+            println!("{}", tree(&report, file).json());
         } else {
             print!("{}", human(&report));
         }

@@ -44,7 +44,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
-    let [file] = args.files.as_slice() else { return Err(cx.usage("commit", "Expecting one image file name")) };
+    let file = cx.only(&args.files, "commit")?;
     let rate = args.rate.as_deref().map(pace::rate).transpose()?;
     cx.take_objects(&args.image.object)?;
     let cache = cache_mode(&args.cache, "cache")?;

@@ -109,6 +109,14 @@ impl Context {
         Failure::new(format!("{message}\nTry '{} {subcommand} --help' for more info", self.program))
     }
 
+    /// The one image that a subcommand works on.
+    pub(crate) fn only<'a>(&self, files: &'a [String], subcommand: &str) -> Result<&'a str, Failure> {
+        match files {
+            [file] => Ok(file),
+            _ => Err(self.usage(subcommand, "Expecting one image file name")),
+        }
+    }
+
     /// The same failure, with what to do next; QEMU's callers expect its words alone.
     pub(crate) fn advise(&self, failure: Failure, advice: &str) -> Failure {
         if self.program == super::Name::Qemu.text() {

@@ -339,7 +339,7 @@ fn check_bitmaps(args: &Args, sources: &[Arc<Disk>]) -> Result<(), Failure> {
     let source = &sources[0];
     let failed = |e: cowhand_block::Error| Failure::new(e.reason());
     if !source.can_have_bitmaps() {
-        return Err(Failure::new("This will work only if the source image supports bitmaps: it has none"));
+        return Err(Failure::new("Source lacks bitmap support"));
     }
     let bitmaps = source.bitmaps().map_err(failed)?;
     match bitmaps.iter().find(|bitmap| bitmap.state != BitmapState::Consistent) {

@@ -34,15 +34,16 @@ pub(super) struct Args {
     force_share: bool,
     /// The image
     #[arg(value_name = "IMAGE")]
-    file: String,
+    files: Vec<String>,
 }
 
 pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     cx.take_objects(&args.image.object)?;
-    let json = is_json(args.output.as_deref())?;
+    let json = is_json(args.output.as_deref(), "info", cx)?;
+    let file = cx.only(&args.files, "info")?;
     let mut images = Vec::new();
     let mut seen = BTreeSet::new();
-    let mut next = Some((args.file.clone(), args.image.format.clone(), args.image.image_opts));
+    let mut next = Some((file.to_string(), args.image.format.clone(), args.image.image_opts));
     while let Some((name, format, image_opts)) = next.take() {
         if !seen.insert(name.clone()) {
             return Err(Failure::new(format!("Backing file '{name}' creates an infinite loop.")));

@@ -6,6 +6,7 @@ use clap::Parser;
 use cowhand_block::{Content, Extent};
 
 use super::arguments::ImageArgs;
+use super::tree::is_json;
 use super::units::parse_size;
 use super::{Context, Failure, How};
 
@@ -35,11 +36,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
-    let json = match args.output.as_str() {
-        "human" => false,
-        "json" => true,
-        other => return Err(cx.usage("map", &format!("--output expects 'human' or 'json' not '{other}'"))),
-    };
+    let json = is_json(Some(&args.output), "map", cx)?;
     let size = |text: &Option<String>, what: &str| match text {
         None => Ok(None),
         Some(text) => {
@@ -48,7 +45,7 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     };
     let start = size(&args.start_offset, "start offset")?.unwrap_or(0);
     let most = size(&args.max_length, "max length")?.unwrap_or(u64::MAX);
-    let [file] = args.files.as_slice() else { return Err(cx.usage("map", "Expecting one image file name")) };
+    let file = cx.only(&args.files, "map")?;
     cx.take_objects(&args.image.object)?;
     if args.image.image_opts && args.image.format.is_some() {
         return Err(Failure::new("--image-opts and --format are mutually exclusive"));

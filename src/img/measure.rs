@@ -8,6 +8,7 @@ use super::arguments::ImageArgs;
 use super::create_options::{CreateOptions, NewImage};
 use super::options::Options;
 use super::snapshot_view::view;
+use super::tree::is_json;
 use super::units::{SizeError, parse_size};
 use super::{Context, Failure, How};
 
@@ -44,11 +45,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
-    let json = match args.output.as_str() {
-        "human" => false,
-        "json" => true,
-        other => return Err(cx.usage("measure", &format!("--output expects 'human' or 'json' not '{other}'"))),
-    };
+    let json = is_json(Some(&args.output), "measure", cx)?;
     let size = args.size.as_deref().map(size).transpose()?;
     let options = Options::parse(&args.options).map_err(Failure::new)?;
     cx.take_objects(&args.image.object)?;

@@ -159,7 +159,8 @@ fn usage(error: &clap::Error, name: Name, subcommand: Option<&str>) -> ExitCode 
             let _ = error.print();
             return ExitCode::SUCCESS;
         }
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+        // A person is helped; QEMU's callers get its words.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand if name == Name::Cowhand => {
             let _ = error.print();
             return ExitCode::FAILURE;
         }
@@ -179,6 +180,13 @@ fn usage(error: &clap::Error, name: Name, subcommand: Option<&str>) -> ExitCode 
             eprintln!("{name} {subcommand}: invalid option -- '{}'", word.trim_start_matches('-'));
         }
         (Some(word), _) => eprintln!("{name}: Unexpected argument: {word}"),
+        (None, _) if error.kind() == ErrorKind::InvalidSubcommand => {
+            let word = error.get(ContextKind::InvalidSubcommand).map(ToString::to_string);
+            eprintln!("{name}: Command not found: {}", word.unwrap_or_default());
+        }
+        (None, None) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            eprintln!("{name}: Not enough arguments");
+        }
         (None, _) => {
             let text = error.to_string();
             let lines: Vec<_> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
@@ -187,7 +195,7 @@ fn usage(error: &clap::Error, name: Name, subcommand: Option<&str>) -> ExitCode 
     }
     match subcommand {
         Some(subcommand) => eprintln!("Try '{name} {subcommand} --help' for more info"),
-        None => eprintln!("Try '{name} --help' for more information"),
+        None => eprintln!("Try '{name} --help' for more info"),
     }
     ExitCode::FAILURE
 }

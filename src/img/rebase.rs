@@ -55,7 +55,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
-    let [file] = args.files.as_slice() else { return Err(cx.usage("rebase", "Expecting one image file name")) };
+    let file = cx.only(&args.files, "rebase")?;
     if !args.backing_unsafe && args.backing.is_none() {
         return Err(cx.usage("rebase", "Must specify backing file (-b) or use unsafe mode (-u)"));
     }

@@ -38,7 +38,7 @@ impl Secrets {
             (Some(data), None) => data,
             (None, Some(path)) => std::fs::read(&path).map_err(|e| format!("Unable to read {path}: {e}"))?,
             (Some(_), Some(_)) => return Err("'file' and 'data' are mutually exclusive".into()),
-            (None, None) => return Err("Must provide 'file' or 'data'".into()),
+            (None, None) => return Err("Either 'file' or 'data' must be provided".into()),
         };
         let bytes = if base64 {
             let text: Vec<u8> = bytes.into_iter().filter(|b| !b.is_ascii_whitespace()).collect();

@@ -44,7 +44,7 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     if asked.iter().filter(|&&asked| asked).count() > 1 {
         return Err(cx.usage("snapshot", "Cannot mix '-l', '-a', '-c', '-d'"));
     }
-    let [file] = args.files.as_slice() else { return Err(cx.usage("snapshot", "Expecting one image file name")) };
+    let file = cx.only(&args.files, "snapshot")?;
     cx.take_objects(&args.image.object)?;
     let write = asked[1..].contains(&true);
     if write && args.force_share {

@@ -1,7 +1,7 @@
 //! What is told of an image, as a tree: shown to people or written as JSON, both in the form and order of qemu-img, which scripts (and
 //! people's eyes) know. The order of a map's entries is that of QEMU's hash table; whoever makes a map gives them in it.
 
-use super::Failure;
+use super::{Context, Failure};
 
 /// A value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,12 +37,12 @@ impl From<String> for Tree {
     }
 }
 
-/// Whether `--output` asks for JSON.
-pub(crate) fn is_json(output: Option<&str>) -> Result<bool, Failure> {
+/// Whether a subcommand's `--output` asks for JSON.
+pub(crate) fn is_json(output: Option<&str>, subcommand: &str, cx: &Context) -> Result<bool, Failure> {
     match output {
         None | Some("human") => Ok(false),
         Some("json") => Ok(true),
-        Some(other) => Err(Failure::new(format!("--output expects 'human' or 'json' not '{other}'"))),
+        Some(other) => Err(cx.usage(subcommand, &format!("--output expects 'human' or 'json' not '{other}'"))),
     }
 }
 

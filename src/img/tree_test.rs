@@ -19,6 +19,9 @@ fn trees_look_as_qemu_writes_them() {
 
 #[test]
 fn an_output_form_is_human_or_json() {
-    assert!(!is_json(None).unwrap() && !is_json(Some("human")).unwrap() && is_json(Some("json")).unwrap());
-    assert_eq!(is_json(Some("xml")).unwrap_err().message, "--output expects 'human' or 'json' not 'xml'");
+    let cx = Context::new("qemu-img", cowhand_block::OpenPolicy::host());
+    let asked = |output| is_json(output, "info", &cx);
+    assert!(!asked(None).unwrap() && !asked(Some("human")).unwrap() && asked(Some("json")).unwrap());
+    let refused = "--output expects 'human' or 'json' not 'xml'\nTry 'qemu-img info --help' for more info";
+    assert_eq!(asked(Some("xml")).unwrap_err().message, refused);
 }

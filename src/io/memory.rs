@@ -9,7 +9,7 @@ use cowhand_block::io::Buffer;
 use cowhand_block::size::parse_size;
 
 use super::number::{REQUEST_MAX, no_size};
-use super::session::{Outcome, Session};
+use super::session::{Failed, Outcome, Session};
 
 /// By how much memory is misaligned with `-m`.
 const MISALIGNED: usize = 16;
@@ -47,10 +47,12 @@ impl Session {
         if let Err(error) = read {
             let text = error.to_string();
             let text = text.split(" (os error").next().unwrap_or_default();
-            return self.fail(&format!("{path}: {text}"));
+            eprintln!("{path}: {text}");
+            return Err(Failed);
         }
         if content.is_empty() {
-            return self.fail(&format!("{path}: file is empty"));
+            eprintln!("{path}: file is empty");
+            return Err(Failed);
         }
         Ok(self.memory(&[len], |bytes| {
             bytes.chunks_mut(content.len()).for_each(|part| {

@@ -165,7 +165,7 @@ impl Making<'_> {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && self.replace => {
                 let spec = DiskSpec { readonly: false, ..DiskSpec::new(path, Format::Raw) };
                 let file = storage.open(path, OpenMode { write: true, direct: false });
-                let file = file.map_err(|e| Error::open(path, e))?;
+                let file = file.map_err(|e| Error::create(path, e))?;
                 chain::lock(&file, path, true, &spec)?;
                 (file, true)
             }

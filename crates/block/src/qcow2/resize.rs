@@ -43,7 +43,9 @@ impl Image {
         let most = limits::L1_TABLE_BYTES_MAX / 8;
         if self.geometry.l1_entries_for(size) > most {
             let max = self.geometry.l2_coverage().saturating_mul(most);
-            return refuse(ErrorKind::Invalid, format!("with its cluster size the image can have {max} bytes at most"));
+            let message = format!("with its cluster size the image can have {max} bytes at most");
+            let brief = Some("Failed to grow the L1 table: File too large");
+            return Err(Error::new(ErrorKind::Invalid, message).briefly(brief).at_path(&self.path));
         }
         // Its snapshots need not say how large the disk was. (Sharp edge 39.)
         if version < 3 && self.header.lock().header.snapshot_count > 0 {
