@@ -233,6 +233,8 @@ fn bitmap() {
             "bitmap --merge b -b c.qcow2 -F qcow2 a.qcow2 b",
             "bitmap --add b.qcow2 f",
             "bitmap --merge b -b a.qcow2 -F qcow2 b.qcow2 f",
+            // Into the image below.
+            "bitmap --merge f -b b.qcow2 -F qcow2 a.qcow2 b",
             "bitmap --add -b c.qcow2 a.qcow2 z",
             "bitmap -g 4k --clear a.qcow2 b",
             "bitmap --merge b -F qcow2 a.qcow2 b",

@@ -119,6 +119,20 @@ fn info_says_what_qemu_img_says() {
     }
     assert_same(dir, &["info", "--image-opts", "driver=qcow2,file.filename=over.qcow2"]);
     assert_same(dir, &["info", r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"over.qcow2"}}"#]);
+    // What has a secret is looked at without it.
+    let nodes = [
+        "driver=qcow2,file.filename=luks.qcow2,encrypt.key-secret=s",
+        "driver=qcow2,file.driver=file,file.filename=over.qcow2,discard=unmap",
+        "driver=null-co",
+        "driver=file,filename=raw",
+        "driver=host_device,filename=raw",
+        "driver=raw,file.filename=raw,size=1M",
+        "driver=raw,file.filename=raw,size=1000",
+        "driver=raw,file.filename=raw,offset=1001",
+    ];
+    for node in nodes {
+        assert_same(dir, &["info", "--image-opts", node]);
+    }
     for wrong in [&["nothing"][..], &["-f", "nope", "raw"], &["-f", "qcow2", "raw"]] {
         assert_same(dir, &[&["info"], wrong].concat());
     }

@@ -203,6 +203,37 @@ fn what_cannot_be_opened_is_said_in_qemus_words() {
 }
 
 #[test]
+fn a_disk_may_lie_in_what_stands_in_a_files_place() {
+    let stand = Stand::new();
+    #[rustfmt::skip]
+    let use_it = ["info", "length", "read -P 0 3k 1k", "write -P 7 1k 3k", "write -z 2k 1k", "write 60k 8k", "read -v 1000 100",
+        "truncate 128k", "flush", "map"];
+    for node in [
+        "driver=raw,offset=64k,size=64k base.raw",
+        "driver=raw,size=64k,file.driver=file base.raw",
+        "driver=raw,offset=65k,file.driver=raw,file.offset=1k base.raw",
+        "driver=file,filename=base.raw",
+        "driver=qcow2,file.driver=raw,file.size=640k,file.file.filename=over.qcow2",
+        "driver=qcow2,file.driver=raw,file.file.driver=file over.qcow2",
+        "driver=qcow2,backing.driver=raw over.qcow2",
+    ] {
+        let lines: Vec<_> = std::iter::once(format!("open -o {node}")).chain(use_it.map(String::from)).collect();
+        stand.all(&[], &lines.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    let nothing = "open -o driver=null-co,size=64k,read-zeroes=on";
+    stand.all(&[], &[nothing, "info", "length", "read -v 1000 20", "write 0 64k", "write 60k 8k", "flush", "close"]);
+    #[rustfmt::skip]
+    let lines = [
+        "open -o driver=raw,offset=2M base.raw", "open -o driver=raw,size=2M base.raw", "open -o driver=raw,size=1000 base.raw",
+        "open -o driver=raw,offset=x base.raw",
+        "open -o driver=null-co,foo=on", "open -o driver=file,filename=.", "open -o driver=file,filename=/dev/null",
+        "open -r -o driver=host_device,filename=.", "open -o driver=host_device,filename=base.raw", "open -o driver=qcow2,file.driver=foo",
+        "open -o driver=raw,file.driver=qcow2,file.file.filename=base.raw",
+    ];
+    stand.each(&[], &lines);
+}
+
+#[test]
 fn numbers_are_read_and_shown_as_qemu_does() {
     let stand = Stand::new();
     let numbers = "1 0x10 0X10 010 1k 1K 1.5k 1.5 0x10k 0x1.5 1e3 1e 1E +1 1B 1b 1kk 1kB .5k 5.k 1.0 0.1k 1.25M 7P 8191P 8192P \

@@ -62,7 +62,7 @@ fuzz_target!(|data: &[u8]| {
 });
 
 fn check(policy: &OpenPolicy, repair: Repair) {
-    let _ = check::check(Path::new(IMAGE), &CheckOptions { repair, lock: true }, policy, |_| {});
+    let _ = check::check(&DiskSpec::new(Path::new(IMAGE), Format::Qcow2), &CheckOptions { repair, lock: true }, policy, |_| {});
 }
 
 fn use_disk(disk: &Arc<Disk>, operations: &[u8]) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, Parser, value_parser};
-use cowhand_block::{Disk, DiskSpec, Error, Format};
+use cowhand_block::{Backing, Disk, DiskSpec, Error, Format};
 
 use super::arguments::ImageArgs;
 use super::context::reason;
@@ -129,12 +129,13 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
         return refuse("Merge bitmap source file only supported with --merge");
     }
     cx.take_objects(&args.image.object)?;
-    // A bitmap is of the image alone; but what opens a disk opens its chain.
-    let how = How { write: true, ..args.image.how() };
+    // A bitmap is of the image alone: the one that it is merged into may well be the other's backing file.
+    let alone = How { backing: Backing::Alone, ..How::default() };
+    let how = How { write: true, backing: Backing::Alone, ..args.image.how() };
     let spec = cx.spec(file, &how)?;
     let disk = cx.open_spec(file, &spec)?;
     let source = args.source_file.as_deref().map(|source| {
-        let how = How { format: args.source_format.as_deref(), ..How::default() };
+        let how = How { format: args.source_format.as_deref(), ..alone };
         cx.open(source, &how)
     });
     let source = source.transpose()?;

@@ -73,11 +73,12 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
         cache: cache_mode(&args.cache, "source cache")?,
         backing: Backing::Alone,
         guess: true,
+        keyless: false,
     };
     let file = cx.only(&args.files, "check")?;
     let spec = cx.spec(file, &how)?;
     if spec.format == Format::Raw {
-        let opened = inspect(&spec.path, spec.format, spec.lock, &cx.policy);
+        let opened = inspect(&spec, &cx.policy);
         opened.map_err(|e| Context::cannot_open(file, &reason(&e, &spec)))?;
         return Err(Failure::new("This image format does not support checks").with_status(EXIT_UNSUPPORTED));
     }
@@ -87,7 +88,7 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
         move |message| told.borrow_mut().take(message)
     };
     let options = CheckOptions { repair, lock: spec.lock };
-    let report = check::check(&spec.path, &options, &cx.policy, sink);
+    let report = check::check(&spec, &options, &cx.policy, sink);
     let report = report.map_err(|e| Context::cannot_open(file, &reason(&e, &spec)))?;
     let told = told.borrow();
     // To a terminal in the order of time; into a pipe errors come first, as they do from qemu-img.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cowhand_block::options::{NodeOptions, OptionsError, Surroundings, plain_name};
+use cowhand_block::protocol::{FileSpec, Protocol};
 use cowhand_block::secret::SecretSource;
 use cowhand_block::{Backing, Cache, Disk, DiskSpec, Error, Format, OpenPolicy, probe_format};
 
@@ -54,6 +55,8 @@ pub(crate) struct How<'a> {
     pub(crate) backing: Backing,
     /// Its format may be guessed whoever asks: nothing that it names is opened.
     pub(crate) guess: bool,
+    /// It is opened without its secret: one that its options name need not be there.
+    pub(crate) keyless: bool,
 }
 
 impl Default for How<'_> {
@@ -67,6 +70,7 @@ impl Default for How<'_> {
             cache: Cache::Writeback,
             backing: Backing::Header,
             guess: false,
+            keyless: false,
         }
     }
 }
@@ -138,7 +142,7 @@ impl Context {
     /// The same, for those who say in other words what cannot be opened.
     pub(crate) fn spec_or_reason(&self, name: &str, how: &How<'_>) -> Result<DiskSpec, String> {
         let base = Self::base(how);
-        let around = Around { cx: self, guess: how.guess };
+        let around = Around { cx: self, guess: how.guess, keyless: how.keyless };
         let in_words = |e: OptionsError| e.to_string();
         let described = if how.image_opts {
             Some(NodeOptions::from_list(name).map_err(in_words)?)
@@ -151,12 +155,17 @@ impl Context {
             return self.described(options, how);
         }
         if let Some(protocol) = protocol_of(name) {
+            if NodeOptions::PREFIXES.contains(&protocol) {
+                let mut options = NodeOptions::default();
+                options.set_default("filename", name);
+                return self.described(options, how);
+            }
             return Err(format!("Unknown protocol '{protocol}'"));
         }
         let path = plain_name(name);
         let format = match how.format {
             Some(format) => format.parse().map_err(|e: cowhand_block::FormatError| e.to_string())?,
-            None => around.format_of(&path)?,
+            None => around.format_of(&FileSpec::host(&path))?,
         };
         Ok(DiskSpec { path, format, force_raw: format == Format::Raw, backing: how.backing.clone(), ..base })
     }
@@ -178,7 +187,7 @@ impl Context {
         if let Some(format) = how.format {
             options.set_default("driver", format);
         }
-        let around = Around { cx: self, guess: how.guess };
+        let around = Around { cx: self, guess: how.guess, keyless: how.keyless };
         let mut spec = options.into_spec(&Self::base(how), &around).map_err(|e| e.to_string())?;
         if how.backing != Backing::Header {
             spec.backing = how.backing.clone();
@@ -199,9 +208,12 @@ impl Context {
         let layers = disk.layers();
         // What a throw-away overlay lies over is the disk's image.
         let below = layers.get(1 + usize::from(old.ephemeral)).map(|layer| layer.format.name());
-        let protocol = if disk.is_block_device() { "host_device" } else { "file" };
+        let protocol = match old.protocol.driver() {
+            None if disk.is_block_device() => "host_device",
+            driver => driver.unwrap_or("file"),
+        };
         for (key, is) in [
-            ("driver", Some(old.format.name())),
+            ("driver", Some(old.driver())),
             ("filename", Some(&*path)),
             ("file.filename", Some(&*path)),
             ("file.driver", Some(protocol)),
@@ -215,19 +227,24 @@ impl Context {
                 return Err(format!("Cannot change the option '{option}'"));
             }
         }
-        options.take("backing.driver");
-        options.take("backing.node-name");
+        for key in ["driver", "filename", "file.filename", "file.driver", "backing.driver", "backing.node-name"] {
+            options.take(key);
+        }
         if let Some((key, _)) = options.beginning_with("backing").next() {
             return Err(format!("Cannot change the option '{key}'"));
         }
         options.set_default("driver", old.format.name());
         options.set_default("filename", &path);
-        let around = Around { cx: self, guess: false };
+        let around = Around { cx: self, guess: false, keyless: false };
         let spec = options.into_spec(old, &around).map_err(|e| {
             let unknown = e.to_string().split_once(" support the option '").map(|(_, key)| key.to_string());
             unknown.map_or_else(|| e.to_string(), |key| format!("Cannot change the option '{key}"))
         })?;
-        Ok(DiskSpec { backing: old.backing.clone(), data_file: old.data_file.clone(), ..spec })
+        if spec.protocol != Protocol::Host {
+            return Err("Cannot change the part of the file that is the disk".into());
+        }
+        let kept = DiskSpec { bare: old.bare, backing: old.backing.clone(), data_file: old.data_file.clone(), ..spec };
+        Ok(kept.in_file(old.file()))
     }
 
     /// Opens the disk that is called `name`.
@@ -271,18 +288,19 @@ fn protocol_of(name: &str) -> Option<&str> {
 struct Around<'a> {
     cx: &'a Context,
     guess: bool,
+    keyless: bool,
 }
 
 impl Surroundings for Around<'_> {
-    fn format_of(&self, path: &Path) -> Result<Format, String> {
+    fn format_of(&self, file: &FileSpec) -> Result<Format, String> {
         if !self.guess && !self.cx.policy.probe {
             return Err("its format is not given, and is not guessed; say it with -f (or allow it with --probe)".into());
         }
-        probe_format(path, &self.cx.policy).map_err(|e| e.reason())
+        probe_format(file, &self.cx.policy).map_err(|e| e.reason())
     }
 
-    fn secret(&self, id: &str) -> Result<SecretSource, String> {
-        self.cx.secrets.get(id)
+    fn secret(&self, id: &str) -> Result<Option<SecretSource>, String> {
+        if self.keyless { Ok(None) } else { self.cx.secrets.get(id).map(Some) }
     }
 }
 

@@ -184,7 +184,7 @@ fn backing_size(
     }
     // Its secret is asked for when it is read, not now.
     if spec.format == Format::Qcow2 && spec.secret.is_none() {
-        let info = inspect(&spec.path, spec.format, spec.lock, &cx.policy);
+        let info = inspect(&spec, &cx.policy);
         let info = info.map_err(|e| could_not(super::context::reason(&e, &spec)))?;
         if info.qcow2.is_some_and(|qcow2| qcow2.header.crypt_method != CryptMethod::None) {
             return Ok(size.is_none().then_some(info.virtual_size));

@@ -4,16 +4,18 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::FileTypeExt;
 
 use clap::Parser;
-use cowhand_block::{Backing, BitmapInfo, BitmapState, ImageInfo, Qcow2Info, SnapshotInfo, inspect};
+use cowhand_block::options::NodeOptions;
+use cowhand_block::protocol::Protocol;
+use cowhand_block::{Backing, BitmapInfo, BitmapState, Format, ImageInfo, Qcow2Info, SnapshotInfo, inspect};
 use cowhand_qcow2::cipher::{Aes, Iv, Mode};
 use cowhand_qcow2::{Compression, CryptMethod, Incompatible, luks};
 
 use super::arguments::ImageArgs;
 use super::context::reason;
-use super::snapshots;
 use super::tree::{Tree, is_json};
 use super::units::human;
 use super::{Context, Failure, How};
+use super::{node_name, snapshots};
 
 /// Shows what an image says of itself
 #[derive(Parser)]
@@ -74,14 +76,36 @@ fn image(
     image_opts: bool,
     force_share: bool,
 ) -> Result<Image, Failure> {
-    let how = How { format, image_opts, force_share, backing: Backing::Alone, guess: true, ..How::default() };
+    let how =
+        How { format, image_opts, force_share, backing: Backing::Alone, guess: true, keyless: true, ..How::default() };
     let spec = cx.spec(name, &how)?;
-    let info = inspect(&spec.path, spec.format, spec.lock, &cx.policy);
-    let info = info.map_err(|e| Context::cannot_open(name, &reason(&e, &spec)))?;
-    let device = std::fs::metadata(&spec.path).is_ok_and(|metadata| metadata.file_type().is_block_device());
-    let described = image_opts || name.starts_with("json:");
-    let name = if described { spec.path.to_string_lossy().into_owned() } else { shown(name) };
-    Ok(Image { name, protocol: if device { "host_device" } else { "file" }, info })
+    let info = inspect(&spec, &cx.policy);
+    let mut info = info.map_err(|e| Context::cannot_open(name, &reason(&e, &spec)))?;
+    let is_device = || std::fs::metadata(&spec.path).is_ok_and(|metadata| metadata.file_type().is_block_device());
+    let options = if image_opts {
+        Some(NodeOptions::from_list(name))
+    } else {
+        name.starts_with("json:").then(|| NodeOptions::from_json(name))
+    };
+    let file = spec.path.to_string_lossy().into_owned();
+    let (name, file) = match options {
+        Some(options) => (node_name::shown(&options.unwrap_or_default(), spec.driver(), &file), file),
+        None => (shown(name), shown(name)),
+    };
+    // What a raw disk is a part of is the file that is below it.
+    let below = match (&spec.protocol, spec.format) {
+        (Protocol::Part(part), Format::Raw) => part.of.clone(),
+        _ => spec.file(),
+    };
+    if below != spec.file() {
+        let whole = inspect(&spec.clone().in_file(below.clone()), &cx.policy);
+        info.file_len = whole.map_err(|e| Context::cannot_open(&name, &reason(&e, &spec)))?.file_len;
+    }
+    let protocol = match below.protocol.driver() {
+        None if is_device() => "host_device",
+        driver => driver.unwrap_or("file"),
+    };
+    Ok(Image { name, file, protocol, bare: spec.bare, info })
 }
 
 /// A file's name as it is shown: without `file:`, and so that what lies beside it is found by it, whatever it contains.
@@ -97,12 +121,21 @@ fn shown(name: &str) -> String {
 struct Image {
     /// As it was given.
     name: String,
+    /// The file in which it lies in the end.
+    file: String,
     /// How its file is reached.
     protocol: &'static str,
+    /// The driver's name, if there is no format.
+    bare: Option<&'static str>,
     info: ImageInfo,
 }
 
 impl Image {
+    /// The name of its driver.
+    fn format(&self) -> &'static str {
+        self.bare.unwrap_or(self.info.format.name())
+    }
+
     fn header(&self) -> Option<&cowhand_qcow2::Header> {
         self.info.qcow2.as_ref().map(|qcow2| &qcow2.header)
     }
@@ -115,7 +148,7 @@ impl Image {
     fn backing(&self) -> Option<(String, String)> {
         let name = self.header()?.backing_name.as_ref()?;
         let name = String::from_utf8_lossy(name).into_owned();
-        let full = beside(&self.name, &name);
+        let full = beside(&self.file, &name);
         Some((name, full))
     }
 
@@ -139,14 +172,15 @@ impl Image {
         let file = Tree::Map(vec![
             ("children", Tree::List(Vec::new())),
             ("virtual-size", self.file_len().into()),
-            ("filename", self.name.as_str().into()),
+            ("filename", self.file.as_str().into()),
             ("format", self.protocol.into()),
             ("actual-size", self.info.allocated.into()),
             ("format-specific", Tree::Map(vec![("type", self.protocol.into()), ("data", Tree::Map(Vec::new()))])),
             ("dirty-flag", false.into()),
         ]);
         let child = Tree::Map(vec![("name", "file".into()), ("info", file)]);
-        let mut map = vec![("children", Tree::List(vec![child]))];
+        let children = if self.bare.is_some() { Vec::new() } else { vec![child] };
+        let mut map = vec![("children", Tree::List(children))];
         if let (Some(_), Some(format)) = (self.backing(), self.backing_format()) {
             map.push(("backing-filename-format", format.into()));
         }
@@ -158,7 +192,7 @@ impl Image {
         if let Some(header) = self.header() {
             map.push(("cluster-size", header.cluster_bits.size().into()));
         }
-        map.push(("format", self.info.format.name().into()));
+        map.push(("format", self.format().into()));
         map.push(("actual-size", self.info.allocated.into()));
         if let Some(qcow2) = &self.info.qcow2 {
             let specific = vec![("type", "qcow2".into()), ("data", qcow2_tree(qcow2))];
@@ -183,7 +217,7 @@ impl Image {
         let mut out = format!(
             "image: {}\nfile format: {}\nvirtual size: {} ({} bytes)\ndisk size: {}\n",
             self.name,
-            info.format.name(),
+            self.format(),
             human(info.virtual_size),
             info.virtual_size,
             human(info.allocated)
@@ -215,10 +249,13 @@ impl Image {
             out.push_str("Format specific information:\n");
             out.push_str(&qcow2_tree(qcow2).human(1));
         }
+        if self.bare.is_some() {
+            return out;
+        }
         out.push_str(&format!(
             "Child node '/file':\n    filename: {}\n    protocol type: {}\n    file length: {} ({} bytes)\n    disk size: \
              {}\n",
-            self.name,
+            self.file,
             self.protocol,
             human(self.file_len()),
             self.file_len(),

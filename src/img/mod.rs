@@ -22,6 +22,7 @@ mod info;
 mod luks_volume;
 mod map;
 mod measure;
+mod node_name;
 mod options;
 mod pace;
 mod progress;

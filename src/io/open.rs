@@ -132,8 +132,12 @@ impl Session {
             }
             (name, options) => {
                 let mut described = NodeOptions::from_list(options.unwrap_or("")).map_err(|e| e.to_string())?;
-                if let Some(name) = name {
-                    described.set_default("filename", name);
+                match name {
+                    Some(name) if name.starts_with("json:") => {
+                        described.set_defaults(NodeOptions::from_json(name).map_err(|e| e.to_string())?);
+                    }
+                    Some(name) => described.set_default("filename", name),
+                    None => {}
                 }
                 opened = described.clone();
                 self.setup.cx.described(described, &how)?

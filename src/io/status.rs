@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
-use cowhand_block::{Content, Extents, Format, inspect};
+use cowhand_block::protocol::Protocol;
+use cowhand_block::{Content, DiskSpec, Extents, Format, inspect};
 use cowhand_qcow2::{Compression, Header, Incompatible};
 
 use super::command::{Command, Needs};
 use super::number::amount;
-use super::session::{Outcome, Session};
+use super::session::{Failed, Outcome, Session};
 
 pub(crate) const COMMANDS: &[&Command] = &[&ALLOC, &MAP, &LENGTH, &INFO];
 
@@ -138,7 +139,15 @@ fn info(session: &mut Session, _: &'static Command, _: &[String]) -> Outcome {
     let spec = session.disk()?.disk.spec().clone();
     let layers = session.disk()?.disk.layers();
     let format = layers.first().map_or(spec.format, |layer| layer.format);
-    session.say(&format!("format name: {format}"));
+    let name = if spec.ephemeral { format.name() } else { spec.driver() };
+    session.say(&format!("format name: {name}"));
+    if spec.bare.is_some() && !spec.ephemeral {
+        // As the format and as the protocol.
+        session.say(&format!("format name: {name}"));
+    }
+    if format == Format::Raw && !spec.ephemeral && matches!(spec.protocol, Protocol::Null(_)) {
+        return Err(Failed);
+    }
     if format == Format::Raw {
         session.say("cluster size: 0 bytes\nvm state offset: 0 bytes");
         return Ok(());
@@ -149,7 +158,7 @@ fn info(session: &mut Session, _: &'static Command, _: &[String]) -> Outcome {
         return Ok(());
     }
     // It is locked already.
-    let header = match inspect(&spec.path, format, false, &policy) {
+    let header = match inspect(&DiskSpec { lock: false, ..spec }, &policy) {
         Ok(info) => info.qcow2.map(|qcow2| qcow2.header),
         Err(error) => return session.error(&error.reason()),
     };

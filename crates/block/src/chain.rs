@@ -10,10 +10,11 @@ use std::rc::Rc;
 use cowhand_qcow2::{CreateParams, Header};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{File, LockError, LockMasks, OpenMode, Storage};
+use crate::io::{File, FileKind, LockError, LockMasks, OpenMode, Storage};
 use crate::node::Node;
 use crate::options::{NodeOptions, OptionsError, Surroundings};
 use crate::probe::probe;
+use crate::protocol::{self, FileSpec, How};
 use crate::qcow2::data::DataFile;
 use crate::qcow2::open::{ImageOptions, METADATA_CACHE, Opening};
 use crate::qcow2::{Image, create};
@@ -92,7 +93,8 @@ pub(crate) async fn open_over(
     base: Option<&Arc<Node>>,
 ) -> Result<Arc<Node>> {
     let writable = !spec.readonly && !spec.ephemeral;
-    let top = open_file(policy, &spec.path, writable, spec)?;
+    let top = protocol::open(queue, &spec.file(), How { write: writable, spec, policy }).await?;
+    lock(&top, &spec.path, writable, spec)?;
     if spec.format == Format::Raw && !spec.force_raw {
         refuse_qcow2(queue, &spec.path, &top).await?;
     }
@@ -135,7 +137,8 @@ pub(crate) async fn open_over(
             discard_no_unref: spec.discard_no_unref,
             resolve: is_top,
         };
-        let external = data_file(&layer, options.writable, &mut files, (described, spec, policy))?;
+        let how = How { write: options.writable, spec, policy };
+        let external = data_file(queue, &layer, &mut files, described, how).await?;
         let links = (node.take(), external);
         node = Some(Arc::new(connect(queue, layer, links, options).await?));
     }
@@ -167,7 +170,8 @@ pub(crate) async fn open_overlay(
     let layer = Layer { path: path.to_path_buf(), file: file.clone(), image, secret: None };
     let layers = std::iter::successors(Some(top), |node| node.backing().map(|node| &**node));
     let known = layers.flat_map(|node| [node.file(), node.data_file()]).map(|file| file.traits().identity).collect();
-    let external = data_file(&layer, true, &mut Files { known, written: true }, (None, spec, policy))?;
+    let mut files = Files { known, written: true };
+    let external = data_file(queue, &layer, &mut files, None, How { write: true, spec, policy }).await?;
     let Unconnected::Qcow2(opening) = layer.image else {
         return Err(Error::new(ErrorKind::Invalid, "only a qcow2 image can be an overlay").at_path(path));
     };
@@ -227,20 +231,22 @@ impl Files {
 }
 
 /// Opens a layer's external data file, if it has one.
-fn data_file(
+async fn data_file(
+    queue: &Rc<Queue>,
     layer: &Layer,
-    write: bool,
     files: &mut Files,
-    (described, spec, policy): (Option<&DiskSpec>, &DiskSpec, &OpenPolicy),
+    described: Option<&DiskSpec>,
+    how: How<'_>,
 ) -> Result<Option<DataFile>> {
+    let How { write, spec, policy } = how;
     let Unconnected::Qcow2(opening) = &layer.image else { return Ok(None) };
     let header = opening.parsed();
     if !header.has_data_file() {
         return Ok(None);
     }
-    let path = match (described.and_then(|spec| spec.data_file.as_ref()), header.external_data_file_name()) {
-        (Some(path), _) => path.clone(),
-        (None, Some(name)) => referenced_path("data file", name, &layer.path, policy)?,
+    let place = match (described.and_then(|spec| spec.data_file.as_ref()), header.external_data_file_name()) {
+        (Some(place), _) => place.clone(),
+        (None, Some(name)) => FileSpec::host(&referenced_path("data file", name, &layer.path, policy)?),
         (None, None) => {
             let message = "'data-file' is required for this image";
             return Err(Error::new(ErrorKind::Refused, message).at_path(&layer.path));
@@ -250,7 +256,8 @@ fn data_file(
         let message = format!("Could not open data file: {e}");
         Error::new(e.kind(), message).at_path(&layer.path)
     };
-    let file = open_unlocked(policy, &path, write, spec).map_err(in_words)?;
+    let file = protocol::open(queue, &place, how).await.map_err(in_words)?;
+    let path = place.path;
     if file.traits().identity == layer.file.traits().identity {
         let message = "names itself as its data file";
         return Err(Error::new(ErrorKind::Corrupt, message).at_path(&layer.path));
@@ -265,7 +272,7 @@ fn data_file(
         return Err(Error::new(ErrorKind::Refused, message).at_path(&layer.path));
     }
     lock(&file, &path, write, spec).map_err(in_words)?;
-    Ok(Some(DataFile { file, path, raw: header.is_data_file_raw() }))
+    Ok(Some(DataFile { file: file.of_content(), path, raw: header.is_data_file_raw() }))
 }
 
 /// A throw-away overlay over `node`, whose header names nothing.
@@ -307,17 +314,15 @@ async fn below<'a>(
     let spec: &DiskSpec = spec;
     let Unconnected::Qcow2(opening) = &last.image else { return Ok(None) };
     let of_last = described.last().and_then(Option::as_ref);
-    let (path, format, given) = match of_last.map(|spec| &spec.backing) {
+    let (place, format, given) = match of_last.map(|spec| &spec.backing) {
         Some(Backing::Alone) => return Ok(None),
-        Some(Backing::Given(given)) => {
-            (given.path.clone(), Some(given.format), Some(Cow::Owned(DiskSpec::clone(given))))
-        }
+        Some(Backing::Given(given)) => (given.file(), Some(given.format), Some(Cow::Owned(DiskSpec::clone(given)))),
         Some(Backing::Header) | None => {
             let header = opening.parsed();
             let Some(name) = &header.backing_name else { return Ok(None) };
             if name.starts_with(b"json:") {
                 let given = described_by(name, header.backing_format(), last, spec, policy)?;
-                (given.path.clone(), Some(given.format), Some(Cow::Owned(given)))
+                (given.file(), Some(given.format), Some(Cow::Owned(given)))
             } else {
                 let format = match (of_last.and_then(|spec| spec.backing_format), header.backing_format()) {
                     (Some(format), _) => Some(format),
@@ -329,7 +334,7 @@ async fn below<'a>(
                         return Err(Error::new(ErrorKind::Refused, message).at_path(&last.path));
                     }
                 };
-                (referenced_path("backing file", name, &last.path, policy)?, format, None)
+                (FileSpec::host(&referenced_path("backing file", name, &last.path, policy)?), format, None)
             }
         }
     };
@@ -342,7 +347,8 @@ async fn below<'a>(
         Error::new(e.kind(), message).at_path(&last.path)
     };
     let spec = given.as_deref().unwrap_or(spec);
-    let file = open_unlocked(policy, &path, false, spec).map_err(in_words)?;
+    let file = protocol::open(queue, &place, How { write: false, spec, policy }).await.map_err(in_words)?;
+    let path = place.path;
     // Before the lock: a loop to the top would meet our own, and blame another process.
     let identity = file.traits().identity;
     if layers.iter().any(|layer| layer.file.traits().identity == identity) {
@@ -379,16 +385,8 @@ fn described_by(
     }
     let base = DiskSpec { readonly: true, secret: None, backing_format: None, ..spec.clone() };
     let given = options.into_spec(&base, &Strangers).map_err(refuse)?;
-    let mut rest = Some(&given);
-    while let Some(spec) = rest {
-        allowed("backing file", &spec.path, &layer.path, policy)?;
-        if let Some(path) = &spec.data_file {
-            allowed("data file", path, &layer.path, policy)?;
-        }
-        rest = match &spec.backing {
-            Backing::Given(given) => Some(given),
-            Backing::Header | Backing::Alone => None,
-        };
+    for path in given.named() {
+        allowed("backing file", &path, &layer.path, policy)?;
     }
     Ok(given)
 }
@@ -397,11 +395,11 @@ fn described_by(
 struct Strangers;
 
 impl Surroundings for Strangers {
-    fn format_of(&self, _path: &Path) -> std::result::Result<Format, String> {
+    fn format_of(&self, _file: &FileSpec) -> std::result::Result<Format, String> {
         Err("its format is not recorded, and is not guessed".into())
     }
 
-    fn secret(&self, id: &str) -> std::result::Result<SecretSource, String> {
+    fn secret(&self, id: &str) -> std::result::Result<Option<SecretSource>, String> {
         Err(format!("No secret with id '{id}'"))
     }
 }
@@ -462,16 +460,42 @@ pub(crate) fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Opens and locks a file.
-pub(crate) fn open_file(policy: &OpenPolicy, path: &Path, write: bool, spec: &DiskSpec) -> Result<File> {
-    let file = open_unlocked(policy, path, write, spec)?;
-    lock(&file, path, write, spec)?;
+/// Opens what the disk lies in, and locks it.
+pub(crate) async fn open_file(queue: &Rc<Queue>, how: How<'_>) -> Result<File> {
+    let file = protocol::open(queue, &how.spec.file(), how).await?;
+    lock(&file, &how.spec.path, how.write, how.spec)?;
     Ok(file)
 }
 
+/// Opens a file of the host.
 pub(crate) fn open_unlocked(policy: &OpenPolicy, path: &Path, write: bool, spec: &DiskSpec) -> Result<File> {
-    let mode = OpenMode { write, direct: spec.cache.is_direct() };
-    policy.storage.open(path, mode).map_err(|e| open_error(path, write, e))
+    open_plain(policy, path, write, spec, (FileKind::Either, ""))
+}
+
+/// Opens a file of the host that has to be of some kind, for the driver that is called so.
+pub(crate) fn open_plain(
+    policy: &OpenPolicy,
+    path: &Path,
+    write: bool,
+    spec: &DiskSpec,
+    (kind, driver): (FileKind, &str),
+) -> Result<File> {
+    let mode = OpenMode { write, direct: spec.cache.is_direct(), kind };
+    policy.storage.open(path, mode).map_err(|e| {
+        let wanted = match kind {
+            FileKind::Regular => "a regular file",
+            FileKind::Device => "either a character or block device",
+            FileKind::Either => return open_error(path, write, e),
+        };
+        match e.kind() {
+            std::io::ErrorKind::InvalidInput if e.raw_os_error().is_none() => {
+                let message = format!("'{driver}' driver requires '{}' to be {wanted}", path.display());
+                Error::new(ErrorKind::Invalid, message).at_path(path)
+            }
+            std::io::ErrorKind::IsADirectory => Error::open(path, e),
+            _ => open_error(path, write, e),
+        }
+    })
 }
 
 pub(crate) fn lock(file: &File, path: &Path, write: bool, spec: &DiskSpec) -> Result<()> {

@@ -267,12 +267,14 @@ impl Disk {
             // What is in memory of a disk whose change was cut short must not be written over what is in the file.
             async move { if let Some(error) = broken { Err(error) } else { node.finish(&queue).await } }
         };
-        let result = block_on(&queue, task);
+        let mut result = block_on(&queue, task);
         self.closed.store(true, Ordering::SeqCst);
         let layers = std::iter::successors(Some(&node), |node| node.backing());
-        for node in layers {
-            node.file().unlock();
-            node.data_file().unlock();
+        for file in layers.flat_map(|node| [node.data_file(), node.file()]) {
+            if let Some(layer) = file.layer() {
+                result = result.and(layer.close());
+            }
+            file.unlock();
         }
         result
     }

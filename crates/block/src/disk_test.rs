@@ -94,7 +94,7 @@ fn disk_on_host(dir: &tempfile::TempDir, engine: Engine) -> Arc<Disk> {
     let storage: Arc<dyn Storage> = Arc::new(Host::new(engine));
     let file = match storage.create(&path) {
         Ok(file) => file,
-        Err(_) => storage.open(&path, OpenMode { write: true, direct: false }).unwrap(),
+        Err(_) => storage.open(&path, OpenMode { write: true, ..OpenMode::default() }).unwrap(),
     };
     let queue = Queue::new(storage.blocking_driver().unwrap());
     let (task_queue, task_path) = (queue.clone(), path.clone());

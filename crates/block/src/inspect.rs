@@ -3,7 +3,7 @@
 //! One file is opened, for reading, and nothing that it names: neither a backing file nor an external data file. (CVE-2024-4467.) No secret
 //! is asked for, and no guest data is read.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use cowhand_qcow2::{Header, luks};
 
@@ -12,9 +12,10 @@ use crate::chain::{self, OpenPolicy};
 use crate::change::SnapshotInfo;
 use crate::disk::{block_on, blocking_driver};
 use crate::error::{Error, Result};
+use crate::protocol::How;
 use crate::qcow2::inspect::Inspection;
 use crate::queue::Queue;
-use crate::spec::{DiskSpec, Format};
+use crate::spec::{Cache, DiskSpec, Format};
 
 /// What there is to say of an image.
 #[derive(Clone, Debug)]
@@ -57,14 +58,20 @@ pub struct Qcow2Info {
     pub luks: Option<luks::Header>,
 }
 
-/// Looks at the image at `path`, which is locked for as long unless `lock` is off.
+/// Looks at the image that is described, which is locked for as long unless it is to be opened without locks.
 ///
 /// # Errors
 /// The file cannot be opened, locked or read; it is not of this format; its header, snapshot table, bitmap directory or LUKS header is
 /// damaged.
-pub fn inspect(path: &Path, format: Format, lock: bool, policy: &OpenPolicy) -> Result<ImageInfo> {
-    let spec = DiskSpec { readonly: true, lock, ..DiskSpec::new(path, format) };
-    let file = chain::open_file(policy, path, false, &spec)?;
+pub fn inspect(spec: &DiskSpec, policy: &OpenPolicy) -> Result<ImageInfo> {
+    let queue = Queue::new(blocking_driver(&policy.storage)?);
+    let (path, format) = (&*spec.path, spec.format);
+    let opening = {
+        let (queue, policy) = (queue.clone(), policy.clone());
+        let spec = DiskSpec { readonly: true, cache: Cache::default(), ..spec.clone() };
+        async move { chain::open_file(&queue, How { write: false, spec: &spec, policy: &policy }).await }
+    };
+    let file = block_on(&queue, opening)?;
     let io_error = |e| Error::io("cannot tell the file's length", e).at_path(path);
     let file_len = file.length().map_err(io_error)?;
     let allocated = file.allocated().map_err(io_error)?;
@@ -77,7 +84,6 @@ pub fn inspect(path: &Path, format: Format, lock: bool, policy: &OpenPolicy) -> 
         qcow2: None,
     };
     if format == Format::Qcow2 {
-        let queue = Queue::new(blocking_driver(&policy.storage)?);
         let task = {
             let (queue, file, path) = (queue.clone(), file.clone(), path.to_path_buf());
             async move { Inspection::make(&queue, file, &path).await }

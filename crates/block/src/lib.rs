@@ -30,6 +30,7 @@ pub mod options;
 mod oracle;
 mod overlay;
 mod probe;
+pub mod protocol;
 mod qcow2;
 mod queue;
 mod raw;

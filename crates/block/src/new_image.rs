@@ -164,7 +164,7 @@ impl Making<'_> {
         let (file, replaced) = match storage.create(path) {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && self.replace => {
                 let spec = DiskSpec { readonly: false, ..DiskSpec::new(path, Format::Raw) };
-                let file = storage.open(path, OpenMode { write: true, direct: false });
+                let file = storage.open(path, OpenMode { write: true, ..OpenMode::default() });
                 let file = file.map_err(|e| Error::create(path, e))?;
                 chain::lock(&file, path, true, &spec)?;
                 (file, true)

@@ -26,7 +26,7 @@ fn a_file_is_replaced_only_if_that_is_allowed() {
     make_image(&policy(), &new(&path, NewFormat::Raw(1000))).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), vec![0; 1024]);
     make_image(&policy(), &new(&path, qcow2(CreateParams::new(1 << 30)))).unwrap();
-    assert_eq!(inspect(&path, Format::Qcow2, true, &policy()).unwrap().virtual_size, 1 << 30);
+    assert_eq!(inspect(&DiskSpec::new(&path, Format::Qcow2), &policy()).unwrap().virtual_size, 1 << 30);
 }
 
 #[test]

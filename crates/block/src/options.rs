@@ -4,12 +4,15 @@
 //! by name; a nested `backing` and a `data-file` are taken. Nothing is opened here but to probe a format, where the caller does that.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use crate::protocol::FileSpec;
 use crate::secret::SecretSource;
 use crate::size::{SizeError, parse_size};
 use crate::spec::{self, Backing, Cache, DetectZeroes, DiskSpec, Format};
 use crate::tuning::Tuning;
+
+mod below;
 
 /// Node options by dotted keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,17 +38,17 @@ const OVERLAP_CHECKS: [&str; 9] = [
 
 /// What the options leave to others.
 pub trait Surroundings {
-    /// The format of the file at `path`, of which nobody said what it is.
+    /// The format of the image in `file`, of which nobody said what it is.
     ///
     /// # Errors
     /// It is not to be guessed, or cannot be.
-    fn format_of(&self, path: &Path) -> Result<Format, String>;
+    fn format_of(&self, file: &FileSpec) -> Result<Format, String>;
 
-    /// The secret that is known by this ID.
+    /// The secret that is known by this ID; none if it is not going to be needed.
     ///
     /// # Errors
     /// There is none.
-    fn secret(&self, id: &str) -> Result<SecretSource, String>;
+    fn secret(&self, id: &str) -> Result<Option<SecretSource>, String>;
 }
 
 fn wrong<T>(message: impl Into<String>) -> Result<T, OptionsError> {
@@ -88,6 +91,11 @@ impl NodeOptions {
     /// Sets an option that is not there yet.
     pub fn set_default(&mut self, key: &str, value: &str) {
         self.0.entry(key.into()).or_insert_with(|| value.into());
+    }
+
+    /// Sets those of `others` that are not there yet.
+    pub fn set_defaults(&mut self, others: Self) {
+        others.0.iter().for_each(|(key, value)| self.set_default(key, value));
     }
 
     /// The options that begin with `prefix`, in order.
@@ -178,16 +186,27 @@ impl NodeOptions {
     /// An option that QEMU has and cowhand does not, or that nobody has; a value that it does not take; a format that is not said and
     /// must not be guessed.
     pub fn into_spec(mut self, base: &DiskSpec, around: &dyn Surroundings) -> Result<DiskSpec, OptionsError> {
-        let mut spec = DiskSpec { backing: Backing::Header, data_file: None, ..base.clone() };
+        let mut spec = DiskSpec { backing: Backing::Header, data_file: None, bare: None, ..base.clone() };
+        if let Some(driver) = self.get("driver").and_then(below::protocol) {
+            let file = self.into_file(&mut spec, around)?;
+            return Ok(DiskSpec { format: Format::Raw, bare: Some(driver), force_raw: true, ..spec.in_file(file) });
+        }
         let driver = self.take("driver");
-        let plain = matches!(driver.as_deref(), Some("file" | "host_device"));
-        spec.path = if plain { self.file_name("")? } else { self.take_file(&mut spec)? };
-        let say = |e: String| OptionsError(e);
-        spec.format = match driver.as_deref() {
-            Some(_) if plain => Format::Raw,
-            Some(name) => name.parse().map_err(|e: spec::FormatError| OptionsError(e.to_string()))?,
-            None => around.format_of(&spec.path).map_err(say)?,
+        let format = driver.as_deref().map(str::parse).transpose();
+        let format = format.map_err(|e: spec::FormatError| OptionsError(e.to_string()))?;
+        let mut below = self.take_below("file");
+        if let Some(name) = self.take("filename") {
+            below.set_default("filename", &name);
+        }
+        let file = below.into_file(&mut spec, around)?;
+        spec.format = match format {
+            Some(format) => format,
+            None => around.format_of(&file).map_err(OptionsError)?,
         };
+        spec = spec.in_file(file);
+        if spec.format == Format::Raw {
+            self.take_part(&mut spec)?;
+        }
         // Said by name, or found out by looking: not what a stranger would pass as raw by mistake.
         spec.force_raw = spec.format == Format::Raw;
         self.take_common(&mut spec)?;
@@ -195,41 +214,8 @@ impl NodeOptions {
             self.take_qcow2(&mut spec, base, around)?;
         }
         match self.0.into_keys().next() {
-            Some(key) if plain => wrong(format!("Block protocol 'file' doesn't support the option '{key}'")),
             Some(key) => wrong(format!("Block format '{}' does not support the option '{key}'", spec.format)),
             None => Ok(spec),
-        }
-    }
-
-    /// The name of the file in `{prefix}filename`.
-    fn file_name(&mut self, prefix: &str) -> Result<PathBuf, OptionsError> {
-        match self.take(&format!("{prefix}filename")) {
-            Some(name) if !name.is_empty() => Ok(plain_name(&name)),
-            _ => wrong("A block device must be specified for \"file\""),
-        }
-    }
-
-    /// The file below a format.
-    fn take_file(&mut self, spec: &mut DiskSpec) -> Result<PathBuf, OptionsError> {
-        let mut file = self.take_below("file");
-        if let Some(name) = self.take("filename") {
-            file.set_default("filename", &name);
-        }
-        match file.take("driver").as_deref() {
-            None | Some("file" | "host_device") => {}
-            Some(other) => return wrong(format!("Unknown driver '{other}'")),
-        }
-        let path = file.file_name("")?;
-        match file.take("locking").as_deref() {
-            None | Some("auto") => {}
-            Some("on") => spec.lock = true,
-            Some("off") => spec.lock = false,
-            Some(_) => return wrong("Parameter 'locking' expects 'auto', 'on' or 'off'"),
-        }
-        file.take_common(spec)?;
-        match file.0.into_keys().next() {
-            Some(key) => wrong(format!("Block protocol 'file' doesn't support the option '{key}'")),
-            None => Ok(path),
         }
     }
 
@@ -277,7 +263,7 @@ impl NodeOptions {
         around: &dyn Surroundings,
     ) -> Result<(), OptionsError> {
         if let Some(id) = self.take("encrypt.key-secret") {
-            spec.secret = Some(around.secret(&id).map_err(OptionsError)?);
+            spec.secret = around.secret(&id).map_err(OptionsError)?;
         }
         match self.take("encrypt.format").as_deref() {
             None | Some("luks" | "aes") => {}
@@ -299,24 +285,33 @@ impl NodeOptions {
             lazy_refcounts: self.take_on_off("lazy-refcounts")?.unwrap_or(spec.tuning.lazy_refcounts),
         });
         self.take_clean_interval()?;
-        let mut data = self.take_below("data-file");
+        let data = self.take_below("data-file");
         if !data.0.is_empty() {
-            match data.take("driver").as_deref() {
-                None | Some("file" | "host_device") => {}
-                Some(other) => return wrong(format!("Unknown driver '{other}'")),
+            let mut said = spec.clone();
+            let file = data.into_file(&mut said, around)?;
+            if said != *spec {
+                return wrong("The data file is opened as the image is; say for the image how");
             }
-            spec.data_file = Some(data.file_name("")?);
-            if let Some(key) = data.0.into_keys().next() {
-                return wrong(format!("Block protocol 'file' doesn't support the option '{key}'"));
-            }
+            spec.data_file = Some(file);
         }
         let mut below = self.take_below("backing");
         // As `node-name` of the others.
         below.take("node-name");
         match self.take("backing").as_deref() {
             None if below.0.is_empty() => {}
+            // The file that the header names, in another format.
+            None if below.0.keys().eq(["driver"]) && below::protocol(&below.0["driver"]).is_none() => {
+                let format = below.0["driver"].parse();
+                spec.backing_format = Some(format.map_err(|e: spec::FormatError| OptionsError(e.to_string()))?);
+            }
             None => {
-                let base = DiskSpec { secret: None, readonly: true, tuning: Tuning::default(), ..base.clone() };
+                let base = DiskSpec {
+                    secret: None,
+                    readonly: true,
+                    tuning: Tuning::default(),
+                    backing_format: None,
+                    ..base.clone()
+                };
                 spec.backing = Backing::Given(Box::new(below.into_spec(&base, around)?));
             }
             // JSON's null, or nothing.

@@ -1,13 +1,15 @@
+use std::path::Path;
+
 use super::*;
 
 struct Nothing;
 
 impl Surroundings for Nothing {
-    fn format_of(&self, path: &Path) -> Result<Format, String> {
-        if path.extension().is_some_and(|e| e == "raw") { Ok(Format::Raw) } else { Err("not guessed".into()) }
+    fn format_of(&self, file: &FileSpec) -> Result<Format, String> {
+        if file.path.extension().is_some_and(|e| e == "raw") { Ok(Format::Raw) } else { Err("not guessed".into()) }
     }
 
-    fn secret(&self, id: &str) -> Result<SecretSource, String> {
+    fn secret(&self, id: &str) -> Result<Option<SecretSource>, String> {
         Err(format!("No secret with id '{id}'"))
     }
 }

@@ -5,10 +5,11 @@ use std::rc::Rc;
 
 use cowhand_qcow2::Header;
 
-use crate::chain::{self, OpenPolicy};
+use crate::chain::OpenPolicy;
 use crate::disk::{block_on, blocking_driver};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::File;
+use crate::protocol::{self, FileSpec, How};
 use crate::queue::Queue;
 use crate::spec::{DiskSpec, Format, FormatError};
 
@@ -27,17 +28,19 @@ const OTHERS: [(&str, usize, &[u8]); 11] = [
     ("luks", 0, b"LUKS\xba\xbe"),
 ];
 
-/// What the image at `path` seems to be: qcow2, or else raw.
+/// What the image in `file` seems to be: qcow2, or else raw.
 ///
 /// # Errors
 /// The file cannot be opened or read, or is of a format that cowhand does not have.
-pub fn probe_format(path: &Path, policy: &OpenPolicy) -> Result<Format> {
-    let spec = DiskSpec { readonly: true, lock: false, ..DiskSpec::new(path, Format::Raw) };
-    let file = chain::open_unlocked(policy, path, false, &spec)?;
+pub fn probe_format(file: &FileSpec, policy: &OpenPolicy) -> Result<Format> {
     let queue = Queue::new(blocking_driver(&policy.storage)?);
     let task = {
-        let (queue, path) = (queue.clone(), path.to_path_buf());
-        async move { probe(&queue, &path, &file).await }
+        let (queue, policy, place) = (queue.clone(), policy.clone(), file.clone());
+        async move {
+            let spec = DiskSpec { readonly: true, lock: false, ..DiskSpec::new(&place.path, Format::Raw) };
+            let file = protocol::open(&queue, &place, How { write: false, spec: &spec, policy: &policy }).await?;
+            probe(&queue, &place.path, &file).await
+        }
     };
     block_on(&queue, task)
 }

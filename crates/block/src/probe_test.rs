@@ -3,7 +3,7 @@ use super::*;
 fn probed(bytes: &[u8]) -> std::result::Result<Format, String> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), bytes).unwrap();
-    probe_format(file.path(), &OpenPolicy::host()).map_err(|e| e.reason())
+    probe_format(&FileSpec::host(file.path()), &OpenPolicy::host()).map_err(|e| e.reason())
 }
 
 #[test]
@@ -24,7 +24,7 @@ fn formats_that_cowhand_does_not_have_are_named() {
             .status()
             .unwrap();
         assert!(made.success(), "{format}");
-        let error = probe_format(image.path(), &OpenPolicy::host()).unwrap_err();
+        let error = probe_format(&FileSpec::host(image.path()), &OpenPolicy::host()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{format}");
         assert!(error.reason().contains(&format!("'{format}'")), "{format}: {error}");
     }

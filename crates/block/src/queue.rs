@@ -17,11 +17,12 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Wake, Waker};
 
-use crate::io::{
-    Barrier, Buffer, Completion, Driver, File, IoSeg, Notify, Op, fill_zero, is_aligned, segs_len, split_segs,
-};
+use self::short::{Rest, Resumed};
+use crate::io::{Barrier, Buffer, Completion, Driver, File, IoSeg, Notify, Op, is_aligned, segs_len, zero_segs};
 use crate::mutation::Mutation;
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, Permit, Permits};
+
+mod short;
 
 /// Tasks that became ready by another thread's (or their own) doing.
 struct Remote {
@@ -78,23 +79,6 @@ struct OpSlot {
     keep: Vec<Arc<Buffer>>,
 }
 
-/// A read or write that may come back short.
-struct Rest {
-    write: bool,
-    offset: u64,
-    len: u64,
-    /// The bytes of a block that the last attempt moved, less than one block.
-    part: Option<u64>,
-    /// The whole list, once a short completion forced a list of the remainder.
-    whole: Option<Vec<IoSeg>>,
-}
-
-impl Rest {
-    fn new(write: bool, offset: u64, data: &[IoSeg]) -> Self {
-        Self { write, offset, len: segs_len(data), part: None, whole: None }
-    }
-}
-
 /// What [`Queue::turn`] has to tell.
 #[derive(Debug)]
 pub(crate) enum Outcome {
@@ -129,6 +113,8 @@ pub(crate) struct Queue {
     completions: RefCell<Vec<Completion>>,
     permits: Permits,
     remote: Arc<Remote>,
+    /// Operations that are over without the driver: of what stands in a file's place.
+    served: RefCell<Vec<Completion>>,
     /// Nobody waits for this queue's single operations, only for all of them.
     bulk: bool,
 }
@@ -183,12 +169,13 @@ impl Queue {
             completions: RefCell::default(),
             permits: Permits::new(COMPUTED_AT_ONCE),
             remote,
+            served: RefCell::default(),
             bulk,
         })
     }
 
     /// Sends a read or a write whose end is told by [`Outcome::Direct`] with `tag`.
-    pub(crate) fn direct(&self, tag: u64, file: &File, op: Op) {
+    pub(crate) fn direct(self: &Rc<Self>, tag: u64, file: &File, op: Op) {
         self.start(Owner::Direct(tag), file, op, Vec::new());
     }
 
@@ -196,7 +183,12 @@ impl Queue {
         self.driver.borrow_mut().as_mut().ok_or_else(shut)?.watch(fd, WATCH | tag)
     }
 
-    fn start(&self, owner: Owner, file: &File, op: Op, keep: Vec<Arc<Buffer>>) -> usize {
+    fn start(self: &Rc<Self>, owner: Owner, file: &File, op: Op, keep: Vec<Arc<Buffer>>) -> usize {
+        if file.layer().is_some() {
+            let slot = self.ops.borrow_mut().insert(OpSlot { owner, file: -1, align: 1, rest: None, keep });
+            self.serve(slot as u64, file.clone(), op);
+            return slot;
+        }
         let rest = match &op {
             Op::Read { offset, data } => Some(Rest::new(false, *offset, data)),
             Op::Write { offset, data } => Some(Rest::new(true, *offset, data)),
@@ -221,6 +213,23 @@ impl Queue {
             }
         }
         slot
+    }
+
+    /// Has what stands in the place of `file` serve an operation, by others of this queue.
+    fn serve(self: &Rc<Self>, token: u64, file: File, op: Op) {
+        let queue = self.clone();
+        self.spawn(async move {
+            let result = match file.layer() {
+                Some(layer) => layer.serve(&queue, &op, file.is_content()).await,
+                None => Ok(()),
+            };
+            let data = match op {
+                Op::Read { data, .. } | Op::Write { data, .. } => data,
+                _ => Vec::new(),
+            };
+            let moved = segs_len(&data) as usize;
+            queue.served.borrow_mut().push(Completion { token, result: result.map(|()| moved), data });
+        });
     }
 
     /// An operation to be awaited. `keep` holds the buffers that its segments lie in.
@@ -321,15 +330,39 @@ impl Queue {
     }
 
     pub(crate) async fn flush(self: &Rc<Self>, file: &File, barrier: Barrier) -> io::Result<()> {
-        self.operate(file, Op::Flush { barrier }, Vec::new()).await.0
+        match self.operate(file, Op::Flush { barrier }, Vec::new()).await.0 {
+            // A character device that has nothing to flush.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            flushed => flushed,
+        }
     }
 
     pub(crate) async fn punch(self: &Rc<Self>, file: &File, offset: u64, len: u64) -> io::Result<()> {
-        self.operate(file, Op::Punch { offset, len }, Vec::new()).await.0
+        let (offset, len) = self.whole_blocks(file, offset, len).await?;
+        if len == 0 { Ok(()) } else { self.operate(file, Op::Punch { offset, len }, Vec::new()).await.0 }
     }
 
     pub(crate) async fn write_zeroes(self: &Rc<Self>, file: &File, offset: u64, len: u64) -> io::Result<()> {
-        self.operate(file, Op::WriteZeroes { offset, len }, Vec::new()).await.0
+        let (offset, len) = self.whole_blocks(file, offset, len).await?;
+        if len == 0 { Ok(()) } else { self.operate(file, Op::WriteZeroes { offset, len }, Vec::new()).await.0 }
+    }
+
+    /// The whole blocks of a range that is to become zeros; the parts of blocks before and after them are zeros then. The host's own files
+    /// take any range.
+    async fn whole_blocks(self: &Rc<Self>, file: &File, offset: u64, len: u64) -> io::Result<(u64, u64)> {
+        let align = u64::from(file.traits().align);
+        if align <= 1 || file.layer().is_none() || (offset | len).is_multiple_of(align) {
+            return Ok((offset, len));
+        }
+        let end = offset + len;
+        let first = offset.next_multiple_of(align).min(end);
+        let last = (end - end % align).max(first);
+        for part in [offset..first, last..end] {
+            if !part.is_empty() {
+                self.write(file, part.start, zero_segs(part.end - part.start), Vec::new()).await?;
+            }
+        }
+        Ok((first, last - first))
     }
 
     pub(crate) async fn allocate(self: &Rc<Self>, file: &File, offset: u64, len: u64) -> io::Result<()> {
@@ -365,12 +398,14 @@ impl Queue {
         self.giving_way.take().into_iter().for_each(Waker::wake);
         let ended = self.run_ready();
         let mut completions = self.completions.take();
-        let may_sleep = block && !ended && self.giving_way.borrow().is_empty() && self.prepare_sleep();
+        let rests = self.giving_way.borrow().is_empty() && self.served.borrow().is_empty();
+        let may_sleep = block && !ended && rests && self.prepare_sleep();
         let waited = match self.driver.borrow_mut().as_mut() {
             Some(driver) => driver.wait(may_sleep, &mut completions),
             None => Err(shut()),
         };
         self.remote.sleeping.store(false, Ordering::SeqCst);
+        completions.append(&mut self.served.borrow_mut());
         let mut outcome = waited;
         for completion in completions.drain(..) {
             let completed = self.complete(completion, out);
@@ -385,6 +420,7 @@ impl Queue {
     /// Whether [`turn`](Self::turn) would find something to do, as far as that shows without a system call.
     pub(crate) fn has_news(&self) -> bool {
         !self.ready.borrow().is_empty()
+            || !self.served.borrow().is_empty()
             || !self.giving_way.borrow().is_empty()
             || self.driver.borrow_mut().as_mut().is_some_and(|driver| driver.has_news())
             || !self.remote.ready.lock().is_empty()
@@ -461,7 +497,7 @@ impl Queue {
         let slot = token as usize;
         let mut ops = self.ops.borrow_mut();
         let Some(op) = ops.slots.get_mut(slot).and_then(Option::as_mut) else { return Ok(()) };
-        let (result, data) = match resume(op, result, data) {
+        let (result, data) = match short::resume(&mut op.rest, op.align, result, data) {
             Resumed::Again(again) => {
                 let file = op.file;
                 drop(ops);
@@ -518,50 +554,6 @@ fn aligned_range(align: u32, offset: u64, len: u64) -> (u64, usize) {
     let start = offset & !mask;
     let end = (offset + len + mask) & !mask;
     (start, (end - start) as usize)
-}
-
-enum Resumed {
-    Again(Op),
-    Done(io::Result<()>, Vec<IoSeg>),
-}
-
-/// Sees to it that a read or write is whole: sends the remainder of a short one, and zero-fills past the end of the file.
-///
-/// Direct I/O goes on at the block that was moved in part, as all of it must be aligned. A block of which the
-/// second time no more is read than the first time is the one in which the file ends.
-fn resume(op: &mut OpSlot, result: io::Result<usize>, data: Vec<IoSeg>) -> Resumed {
-    let align = u64::from(op.align);
-    let Some(rest) = &mut op.rest else {
-        return Resumed::Done(result.map(drop), data);
-    };
-    let moved = match result {
-        Ok(n) => n as u64,
-        Err(e) if e.kind() == io::ErrorKind::Interrupted => {
-            let offset = rest.offset;
-            return Resumed::Again(if rest.write { Op::Write { offset, data } } else { Op::Read { offset, data } });
-        }
-        Err(e) => return Resumed::Done(Err(e), rest.whole.take().unwrap_or(data)),
-    };
-    if moved >= rest.len {
-        return Resumed::Done(Ok(()), rest.whole.take().unwrap_or(data));
-    }
-    let blocks = moved - moved % align;
-    if moved == 0 || (blocks == 0 && rest.part.is_some_and(|part| moved <= part)) {
-        if rest.write {
-            let error = io::Error::new(io::ErrorKind::WriteZero, "the host does not write on");
-            return Resumed::Done(Err(error), rest.whole.take().unwrap_or(data));
-        }
-        // The end of the file: what is missing reads as zeros.
-        fill_zero(&split_segs(&data, moved, rest.len - moved));
-        return Resumed::Done(Ok(()), rest.whole.take().unwrap_or(data));
-    }
-    rest.part = (moved > blocks).then_some(moved - blocks);
-    let left = split_segs(&data, blocks, rest.len - blocks);
-    rest.whole.get_or_insert(data);
-    rest.offset += blocks;
-    rest.len -= blocks;
-    let (offset, data) = (rest.offset, left);
-    Resumed::Again(if rest.write { Op::Write { offset, data } } else { Op::Read { offset, data } })
 }
 
 /// An operation in flight, to be awaited. Dropped before its end, it goes on without a listener.

@@ -42,11 +42,10 @@ fn shut_down_ends_the_operations_before_the_tasks_that_own_their_memory() {
 /// done.
 fn resumed(write: bool, offset: u64, buffer: &Buffer, results: &[usize]) -> (Vec<(u64, u64)>, io::Result<()>) {
     let mut data = vec![buffer.seg(0, 2048), buffer.seg(2048, 2048)];
-    let owner = Owner::Direct(0);
-    let mut op = OpSlot { owner, file: 0, align: 512, rest: Some(Rest::new(write, offset, &data)), keep: Vec::new() };
+    let mut rest = Some(Rest::new(write, offset, &data));
     let mut places = Vec::new();
     for &moved in results {
-        data = match resume(&mut op, Ok(moved), data) {
+        data = match short::resume(&mut rest, 512, Ok(moved), data) {
             Resumed::Done(result, whole) => {
                 assert_eq!(whole.iter().map(IoSeg::len).collect::<Vec<_>>(), [2048, 2048]);
                 return (places, result);

@@ -28,7 +28,7 @@ impl RawImage {
     pub(crate) fn new(file: File, path: &Path, writable: bool, no_flush: bool) -> Result<Self> {
         let length = file.length().map_err(|e| Error::io("cannot tell the file's length", e).at_path(path))?;
         Ok(Self {
-            file,
+            file: file.of_content(),
             path: path.to_path_buf(),
             size: length.next_multiple_of(512),
             writable,
@@ -41,6 +41,9 @@ impl RawImage {
     pub(crate) fn check_resize(&self, preallocation: Preallocation) -> Result<()> {
         self.check_writable()?;
         let refuse = |kind, message: &str| Err(Error::new(kind, message).at_path(&self.path));
+        if self.file.traits().block_device && self.file.layer().is_some() {
+            return refuse(ErrorKind::Unsupported, "Cannot resize fixed-size raw disks");
+        }
         if self.file.traits().block_device {
             return refuse(ErrorKind::Unsupported, "a block device has the size that it has");
         }

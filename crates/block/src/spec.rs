@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::protocol::{FileSpec, Protocol};
 use crate::secret::SecretSource;
 use crate::tuning::Tuning;
 
@@ -124,8 +125,12 @@ pub enum DetectZeroes {
 pub struct DiskSpec {
     /// The image.
     pub path: PathBuf,
+    /// What the image lies in: [`path`](Self::path), or what stands in its place.
+    pub protocol: Protocol,
     /// Its format; never guessed.
     pub format: Format,
+    /// The driver's name, where the disk was described without a format: what it lies in *is* the disk.
+    pub bare: Option<&'static str>,
     /// The name by which the disk is addressed and reported (`id`).
     pub id: Option<String>,
     /// The guest may only read it.
@@ -146,7 +151,7 @@ pub struct DiskSpec {
     /// See [`Backing`].
     pub backing: Backing,
     /// The external data file, in place of what the header names.
-    pub data_file: Option<PathBuf>,
+    pub data_file: Option<FileSpec>,
     /// The backing file's format, where the image's header does not say.
     pub backing_format: Option<Format>,
     /// What the guest reads as the disk's serial number, at most 20 bytes.
@@ -207,7 +212,9 @@ impl DiskSpec {
     pub fn new(path: &Path, format: Format) -> Self {
         Self {
             path: path.to_path_buf(),
+            protocol: Protocol::default(),
             format,
+            bare: None,
             id: None,
             readonly: false,
             ephemeral: false,
@@ -227,6 +234,40 @@ impl DiskSpec {
             secret: None,
             force_raw: false,
         }
+    }
+
+    /// What the image lies in.
+    #[must_use]
+    pub fn file(&self) -> FileSpec {
+        FileSpec { path: self.path.clone(), protocol: self.protocol.clone() }
+    }
+
+    /// The same disk in another file.
+    #[must_use]
+    pub fn in_file(self, file: FileSpec) -> Self {
+        Self { path: file.path, protocol: file.protocol, ..self }
+    }
+
+    /// The name of the driver that shows the disk.
+    #[must_use]
+    pub fn driver(&self) -> &'static str {
+        self.bare.unwrap_or(self.format.name())
+    }
+
+    /// All files of the host that are opened by description alone, and not because an image names them.
+    #[must_use]
+    pub fn named(&self) -> Vec<PathBuf> {
+        let mut named = Vec::new();
+        let mut disk = Some(self);
+        while let Some(spec) = disk {
+            named.extend(spec.file().named());
+            named.extend(spec.data_file.iter().flat_map(FileSpec::named));
+            disk = match &spec.backing {
+                Backing::Given(given) => Some(given),
+                Backing::Header | Backing::Alone => None,
+            };
+        }
+        named
     }
 
     /// Parses a DISK.

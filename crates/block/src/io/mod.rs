@@ -15,6 +15,7 @@ use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::protocol::Layer;
 use crate::secret::{Secret, SecretSource};
 use crate::sync::RangeLocks;
 pub use buf::{Buffer, IoSeg, fill_zero, is_aligned, is_zero, segs_len, split_segs, zero_segs};
@@ -26,6 +27,20 @@ pub struct OpenMode {
     pub write: bool,
     /// Past the host's page cache (`O_DIRECT`).
     pub direct: bool,
+    /// What it has to be.
+    pub kind: FileKind,
+}
+
+/// What a file that is opened has to be, where somebody said it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FileKind {
+    /// A file or a block device.
+    #[default]
+    Either,
+    /// A regular file.
+    Regular,
+    /// A block or character device.
+    Device,
 }
 
 /// What one holder of an image does with it, and what it lets others do: QEMU's permissions, bit i of each mask being QEMU's
@@ -122,29 +137,70 @@ pub trait FileOps: Send + Sync {
 
 /// A shared handle of an open file.
 #[derive(Clone)]
-pub struct File(Arc<Shared>);
+pub struct File {
+    shared: Arc<Shared>,
+    /// What is read and written through this handle is the disk's content.
+    content: bool,
+}
 
 struct Shared {
     /// For direct I/O: the ranges being written, while some of them have to be read first ([`crate::queue`]).
     writes: RangeLocks,
-    ops: Box<dyn FileOps>,
+    ops: Ops,
+}
+
+enum Ops {
+    /// A storage's.
+    Plain(Box<dyn FileOps>),
+    /// Of what stands in a file's place.
+    Layer(Arc<dyn Layer>),
 }
 
 impl File {
     /// Wraps a storage's file.
     pub fn new(ops: impl FileOps + 'static) -> Self {
-        Self(Arc::new(Shared { writes: RangeLocks::default(), ops: Box::new(ops) }))
+        Self::with(Ops::Plain(Box::new(ops)))
+    }
+
+    /// A file in the place of which something else stands.
+    pub(crate) fn layered(layer: impl Layer + 'static) -> Self {
+        Self::with(Ops::Layer(Arc::new(layer)))
+    }
+
+    fn with(ops: Ops) -> Self {
+        Self { shared: Arc::new(Shared { writes: RangeLocks::default(), ops }), content: false }
+    }
+
+    /// What stands in the file's place, if it is no file of a storage.
+    pub(crate) fn layer(&self) -> Option<&Arc<dyn Layer>> {
+        match &self.shared.ops {
+            Ops::Plain(_) => None,
+            Ops::Layer(layer) => Some(layer),
+        }
+    }
+
+    /// The file as one that holds the disk's content, rather than an image's metadata.
+    pub(crate) fn of_content(&self) -> Self {
+        Self { content: true, ..self.clone() }
+    }
+
+    /// Whether what is read and written through this handle is the disk's content.
+    pub(crate) fn is_content(&self) -> bool {
+        self.content
     }
 
     pub(crate) fn writes(&self) -> &RangeLocks {
-        &self.0.writes
+        &self.shared.writes
     }
 }
 
 impl Deref for File {
     type Target = dyn FileOps;
     fn deref(&self) -> &Self::Target {
-        &*self.0.ops
+        match &self.shared.ops {
+            Ops::Plain(ops) => &**ops,
+            Ops::Layer(layer) => &**layer,
+        }
     }
 }
 

@@ -192,7 +192,8 @@ fn damaged(room: &Room) -> Arc<Disk> {
     source.close().unwrap();
     drop(source);
     let queue = Queue::new(room.storage.driver().unwrap());
-    let file = room.storage.open(Path::new("/source"), crate::io::OpenMode { write: true, direct: false }).unwrap();
+    let file =
+        room.storage.open(Path::new("/source"), crate::io::OpenMode { write: true, ..Default::default() }).unwrap();
     let task = {
         let queue = queue.clone();
         async move {

@@ -9,6 +9,7 @@ use super::image::{Base, Shape, make};
 use super::qemu::{self, text};
 use crate::check::{self, CheckOptions, CheckReport, Message, Repair};
 use crate::io::host::Engine;
+use crate::spec::{DiskSpec, Format};
 use crate::sync::{Arc, Mutex};
 
 /// Our check: its numbers, and what it found.
@@ -16,7 +17,7 @@ pub(super) fn ours(path: &Path, repair: Repair) -> crate::error::Result<(CheckRe
     let messages: Arc<Mutex<Vec<Message>>> = Arc::default();
     let sink = messages.clone();
     let options = CheckOptions { repair, ..CheckOptions::default() };
-    let report = check::check(path, &options, &policy(Engine::Auto), move |message| {
+    let report = check::check(&DiskSpec::new(path, Format::Qcow2), &options, &policy(Engine::Auto), move |message| {
         if !matches!(message, Message::Progress { .. }) {
             sink.lock().push(message);
         }

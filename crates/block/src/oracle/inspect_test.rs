@@ -11,10 +11,10 @@ use super::{dice, matrix};
 use crate::bitmap::BitmapState;
 use crate::inspect::{ImageInfo, inspect};
 use crate::io::host::Engine;
-use crate::spec::Format;
+use crate::spec::{DiskSpec, Format};
 
 fn ours(path: &Path) -> ImageInfo {
-    inspect(path, Format::Qcow2, true, &policy(Engine::Auto)).unwrap()
+    inspect(&DiskSpec::new(path, Format::Qcow2), &policy(Engine::Auto)).unwrap()
 }
 
 /// Bytes of a name in a header, as JSON has them.
@@ -135,7 +135,7 @@ fn space_and_length_are_the_files_and_raw_disks_have_nothing_to_say() {
     std::fs::write(&path, [1; 8192]).unwrap();
     std::fs::File::options().write(true).open(&path).unwrap().set_len(1_000_001).unwrap();
 
-    let info = inspect(&path, Format::Raw, true, &policy(Engine::Auto)).unwrap();
+    let info = inspect(&DiskSpec::new(&path, Format::Raw), &policy(Engine::Auto)).unwrap();
 
     assert_eq!((info.virtual_size, info.file_len), (1_000_448, 1_000_001));
     assert!((8192..100_000).contains(&info.allocated), "{}", info.allocated);

@@ -50,7 +50,12 @@ fn a_description_opens_nothing_that_a_name_would_not() {
             format!(r#"{{"driver":"qcow2","file.filename":"{inside}","data-file.filename":"{outside}"}}"#),
             "outside the allowed directories",
         ),
-        (r#"{"driver":"nbd","host":"127.0.0.1"}"#.into(), "A block device must be specified"),
+        (r#"{"driver":"nbd","host":"127.0.0.1"}"#.into(), "Unknown driver 'nbd'"),
+        (format!(r#"{{"driver":"raw","offset":512,"file.filename":"{outside}"}}"#), "outside the allowed directories"),
+        (
+            format!(r#"{{"driver":"raw","file":{{"driver":"qcow2","file.filename":"{outside}"}}}}"#),
+            "outside the allowed directories",
+        ),
         (r#"{"driver":"blkdebug","file.filename":"x"}"#.into(), "Unknown driver 'blkdebug'"),
         (format!(r#"{{"driver":"qcow2","file.filename":"{inside}","encrypt.key-secret":"s"}}"#), "No secret"),
         ("[]".into(), "an object is expected"),

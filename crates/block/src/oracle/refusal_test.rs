@@ -297,7 +297,7 @@ fn edge_51_backing_files_that_may_not_be_opened_are_refused() {
     }
     for (name, says) in [
         ("nbd://localhost/x", "not a plain file"),
-        ("json:{\"driver\":\"null-co\"}", "A block device must be specified"),
+        ("json:{\"driver\":\"host_device\"}", "A block device must be specified"),
         ("fat:/etc", "not a plain file"),
     ] {
         // Written by hand: QEMU would look at some of them.

@@ -31,7 +31,7 @@ fn check_while(
     mut goes_on: impl FnMut(u64) -> bool,
 ) -> Option<(CheckReport, Vec<Message>)> {
     let queue = Queue::new(world.driver().unwrap());
-    let file = world.open(Path::new(IMAGE), OpenMode { write: true, direct: false }).unwrap();
+    let file = world.open(Path::new(IMAGE), OpenMode { write: true, ..OpenMode::default() }).unwrap();
     let messages: Arc<Mutex<Vec<Message>>> = Arc::default();
     let report: Arc<Mutex<Option<CheckReport>>> = Arc::default();
     let task = {

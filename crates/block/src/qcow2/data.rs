@@ -35,7 +35,7 @@ pub(super) struct Spot {
 impl Image {
     /// The file that holds guest data.
     pub(crate) fn data_file(&self) -> &File {
-        self.external.as_ref().map_or(&self.file, |external| &external.file)
+        self.external.as_ref().map_or(&self.content, |external| &external.file)
     }
 
     /// Whether guest data lies in a file that is to read as the disk by itself.

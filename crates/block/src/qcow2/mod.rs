@@ -143,6 +143,8 @@ struct HeaderState {
 /// An open QCOW2 image (one layer).
 pub(crate) struct Image {
     file: File,
+    /// The same file, for guest data.
+    content: File,
     /// Where guest data lies, if not in the file.
     external: Option<DataFile>,
     cipher: Option<Arc<Cipher>>,

@@ -245,6 +245,7 @@ impl Opening {
         Ok(Image {
             size: size.next_multiple_of(512),
             path: self.path,
+            content: self.file.of_content(),
             file: self.file,
             external,
             cipher,

@@ -20,7 +20,7 @@ use rustix::fs::{FileType, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use self::compute::Pool;
-use super::{Driver, File, FileOps, FileTraits, LockError, LockMasks, Notify, OpenMode, Storage};
+use super::{Driver, File, FileKind, FileOps, FileTraits, LockError, LockMasks, Notify, OpenMode, Storage};
 use crate::secret::{Secret, SecretSource};
 
 /// Which I/O queue [`Host::driver`] makes.
@@ -124,6 +124,10 @@ impl FileOps for HostFile {
     }
 
     fn copy_from(&self, (from, from_offset): (&dyn FileOps, u64), offset: u64, len: u64) -> io::Result<u64> {
+        // Something in a file's place has no descriptor.
+        if from.id() < 0 {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         // SAFETY: a number that is no descriptor, or another storage's, gives an error or is a file that `from` has open; it is used in
         // this call alone, while `from` is borrowed.
         let from = unsafe { std::os::fd::BorrowedFd::borrow_raw(from.id()) };
@@ -183,7 +187,14 @@ impl Storage for Host {
         }
         // A FIFO would block the open for ever: look first. (Swapping it in between only blocks whoever swaps.)
         let kind = std::fs::metadata(path)?.file_type();
-        if kind.is_fifo() || kind.is_socket() || kind.is_char_device() {
+        // Of a directory that is to be written the system's own error says more.
+        let fits = kind.is_dir() && mode.write
+            || match mode.kind {
+                FileKind::Either => !(kind.is_fifo() || kind.is_socket() || kind.is_char_device()),
+                FileKind::Regular => kind.is_file(),
+                FileKind::Device => kind.is_char_device() || kind.is_block_device(),
+            };
+        if !fits {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file or block device"));
         }
         let file =
