@@ -5,8 +5,8 @@ use std::time::Instant;
 use cowhand_block::bytes::{ByteDone, ByteRequest};
 
 use super::command::{Command, Needs};
-use super::language::Options;
-use super::read_write::{Look, WRITTEN};
+use super::flags::Flags;
+use super::read_write::Look;
 use super::report::Report;
 use super::session::{Outcome, Served, Session};
 
@@ -110,79 +110,45 @@ impl Session {
 }
 
 fn aio_read(session: &mut Session, command: &'static Command, words: &[String]) -> Outcome {
-    let mut options = Options::new(words, "CP:iqrv");
-    let mut look = Look::default();
-    loop {
-        match options.next() {
-            Ok(None) => break,
-            Ok(Some(('C', _))) => look.for_programs = true,
-            Ok(Some(('P', word))) => look.pattern = Some(session.pattern(word)?),
-            Ok(Some(('i', _))) => {
-                session.say("injecting invalid read request");
-                return Ok(());
-            }
-            Ok(Some(('q', _))) => look.quiet = true,
-            Ok(Some(('v', _))) => look.show = true,
-            Ok(Some(_)) => {}
-            Err(message) => return session.wrong_option(command, &message),
-        }
+    let (flags, operands) = Flags::take(session, command, words, "CP:iqrv")?;
+    if flags.invalid {
+        session.say("injecting invalid read request");
+        return Ok(());
     }
-    let operands = options.operands();
-    let [offset, lens @ ..] = &operands[..] else { return session.misused(command) };
-    if lens.is_empty() {
-        return session.misused(command);
-    }
-    let offset = session.size(offset)?;
-    let lens = session.lens(lens)?;
+    let (offset, lens) = session.vector(command, &operands)?;
+    let lens = session.lens(&lens)?;
     let Some(memory) = session.memory_to_read(offset, &lens)? else {
         session.say("readv failed: Input/output error");
         return Ok(());
     };
+    let look = Look::new(&flags);
     let pending = Pending { offset, count: lens.iter().sum(), look, write: false, started: Instant::now() };
     session.begin(pending, ByteRequest::Read { offset, memory })
 }
 
 fn aio_write(session: &mut Session, command: &'static Command, words: &[String]) -> Outcome {
-    let mut options = Options::new(words, "CfiP:qruz");
-    let mut look = Look::default();
-    let (mut durable, mut unmap, mut zeroes) = (false, false, false);
-    loop {
-        match options.next() {
-            Ok(None) => break,
-            Ok(Some(('C', _))) => look.for_programs = true,
-            Ok(Some(('f', _))) => durable = true,
-            Ok(Some(('i', _))) => {
-                session.say("injecting invalid write request");
-                return Ok(());
-            }
-            Ok(Some(('P', word))) => look.pattern = Some(session.pattern(word)?),
-            Ok(Some(('q', _))) => look.quiet = true,
-            Ok(Some(('u', _))) => unmap = true,
-            Ok(Some(('z', _))) => zeroes = true,
-            Ok(Some(_)) => {}
-            Err(message) => return session.wrong_option(command, &message),
-        }
+    let (flags, operands) = Flags::take(session, command, words, "CfiP:qruz")?;
+    if flags.invalid {
+        session.say("injecting invalid write request");
+        return Ok(());
     }
-    let operands = options.operands();
-    let [offset, lens @ ..] = &operands[..] else { return session.misused(command) };
-    if lens.is_empty() {
-        return session.misused(command);
-    }
+    let Flags { unmap, zeroes, durable, .. } = flags;
+    let [_, lens @ ..] = &operands[..] else { return session.misused(command) };
     if zeroes && lens.len() > 1 {
         return session.fail("-z supports only a single length parameter");
     }
-    if unmap && !zeroes {
+    if unmap && !zeroes && !lens.is_empty() {
         return session.fail("-u requires -z to be specified");
     }
-    let offset = session.size(offset)?;
+    let (offset, lens) = session.vector(command, &operands)?;
     let (count, request) = if zeroes {
         let len = session.size(lens[0])?;
         (len, ByteRequest::WriteZeroes { offset, len, unmap, fast_only: false, durable })
     } else {
-        let lens = session.lens(lens)?;
-        let memory = session.memory(&lens, |bytes| bytes.fill(look.pattern.unwrap_or(WRITTEN)));
+        let lens = session.lens(&lens)?;
+        let memory = session.memory(&lens, |bytes| bytes.fill(flags.fill()));
         (memory.len(), ByteRequest::Write { offset, memory, durable })
     };
-    let pending = Pending { offset, count, look, write: true, started: Instant::now() };
+    let pending = Pending { offset, count, look: Look::new(&flags), write: true, started: Instant::now() };
     session.begin(pending, request)
 }

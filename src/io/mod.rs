@@ -1,6 +1,6 @@
 //! `cowhand io`: reads and writes a disk through the engine, command by command, in the language of `qemu-io`.
 //!
-//! [`language`] and [`number`] read what is typed, [`command`] finds the command, one file for each family of them runs it:
+//! [`language`], [`flags`] and [`number`] read what is typed, [`command`] finds the command, one file for each family of them runs it:
 //! [`read_write`], [`aio`], [`status`], [`files`], [`misc`], [`zones`]. [`session`] is what they share, [`open`] opens disks, [`report`] and
 //! [`memory`] are about the bytes.
 //!
@@ -10,6 +10,7 @@
 mod aio;
 mod command;
 mod files;
+mod flags;
 mod language;
 mod memory;
 mod misc;

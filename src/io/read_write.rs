@@ -3,13 +3,10 @@
 use cowhand_block::bytes::{ByteRequest, Memory};
 
 use super::command::{Command, Needs};
-use super::language::Options;
+use super::flags::Flags;
 use super::number::REQUEST_MAX;
 use super::report::{Report, dump};
 use super::session::{Failed, Outcome, Served, Session};
-
-/// What reads are verified against and writes are filled with if nothing else is said.
-pub(crate) const WRITTEN: u8 = 0xcd;
 
 pub(crate) const COMMANDS: &[&Command] = &[&READ, &READV, &WRITE, &WRITEV, &DISCARD];
 
@@ -127,7 +124,6 @@ static DISCARD: Command = Command {
 };
 
 /// What becomes of what was read.
-#[derive(Clone, Default)]
 pub(crate) struct Look {
     pub(crate) quiet: bool,
     pub(crate) show: bool,
@@ -135,6 +131,13 @@ pub(crate) struct Look {
     pub(crate) pattern: Option<u8>,
     /// Which part of it is verified; all if not said.
     pub(crate) part: Option<std::ops::Range<usize>>,
+}
+
+impl Look {
+    pub(crate) fn new(flags: &Flags<'_>) -> Self {
+        let &Flags { quiet, show, for_programs, pattern, .. } = flags;
+        Self { quiet, show, for_programs, pattern, part: None }
+    }
 }
 
 impl Session {
@@ -165,10 +168,17 @@ impl Session {
         outcome
     }
 
-    /// Reports what changed `count` bytes.
-    fn changed(&mut self, what: &str, offset: u64, count: u64, served: &Served, for_programs: bool) {
-        let report = Report { what, offset, count, total: count, time: served.time };
-        self.out.print(&report.text(for_programs));
+    /// Reports what changed `count` bytes, or why it did not.
+    fn changed(&mut self, name: &str, offset: u64, count: u64, served: &Served, flags: &Flags<'_>) -> Outcome {
+        if let Err(error) = &served.result {
+            return self.fail(&format!("{name} failed: {}", error.strerror()));
+        }
+        if !flags.quiet {
+            let what = if name == "discard" { name } else { "wrote" };
+            let report = Report { what, offset, count, total: count, time: served.time };
+            self.out.print(&report.text(flags.for_programs));
+        }
+        Ok(())
     }
 
     fn sectors(&mut self, offset: u64, count: u64) -> Outcome {
@@ -189,27 +199,13 @@ impl Session {
 }
 
 fn read(session: &mut Session, command: &'static Command, words: &[String]) -> Outcome {
-    let mut options = Options::new(words, "bCl:pP:qrs:v");
-    let (mut look, mut vm_state) = (Look::default(), false);
-    let (mut verified, mut verified_from) = (None, None);
-    loop {
-        match options.next() {
-            Ok(None) => break,
-            Ok(Some(('b', _))) => vm_state = true,
-            Ok(Some(('C', _))) => look.for_programs = true,
-            Ok(Some(('l', word))) => verified = Some(session.size(word)?),
-            Ok(Some(('P', word))) => look.pattern = Some(session.pattern(word)?),
-            Ok(Some(('q', _))) => look.quiet = true,
-            Ok(Some(('s', word))) => verified_from = Some(session.size(word)?),
-            Ok(Some(('v', _))) => look.show = true,
-            Ok(Some(_)) => {}
-            Err(message) => return session.wrong_option(command, &message),
-        }
-    }
-    let [offset, count] = options.operands()[..] else { return session.misused(command) };
+    let (flags, operands) = Flags::take(session, command, words, "bCl:pP:qrs:v")?;
+    let verified = flags.len.map(|word| session.size(word)).transpose()?;
+    let verified_from = flags.source.map(|word| session.size(word)).transpose()?;
+    let [offset, count] = operands[..] else { return session.misused(command) };
     let offset = session.size(offset)?;
     let count = session.length(count)?;
-    if look.pattern.is_none() && (verified.is_some() || verified_from.is_some()) {
+    if flags.pattern.is_none() && (verified.is_some() || verified_from.is_some()) {
         return session.misused(command);
     }
     let from = verified_from.unwrap_or(0);
@@ -217,8 +213,8 @@ fn read(session: &mut Session, command: &'static Command, words: &[String]) -> O
     let Some(end) = end.filter(|&end| from <= end && end <= count) else {
         return session.fail("pattern verification range exceeds end of read data");
     };
-    look.part = Some(from as usize..end as usize);
-    let request = if vm_state {
+    let look = Look { part: Some(from as usize..end as usize), ..Look::new(&flags) };
+    let request = if flags.vm_state {
         session.sectors(offset, count)?;
         ByteRequest::ReadVmState { offset, memory: session.memory(&[count], |_| {}) }
     } else {
@@ -235,26 +231,9 @@ fn read(session: &mut Session, command: &'static Command, words: &[String]) -> O
 }
 
 fn readv(session: &mut Session, command: &'static Command, words: &[String]) -> Outcome {
-    let mut options = Options::new(words, "CP:qrv");
-    let mut look = Look::default();
-    loop {
-        match options.next() {
-            Ok(None) => break,
-            Ok(Some(('C', _))) => look.for_programs = true,
-            Ok(Some(('P', word))) => look.pattern = Some(session.pattern(word)?),
-            Ok(Some(('q', _))) => look.quiet = true,
-            Ok(Some(('v', _))) => look.show = true,
-            Ok(Some(_)) => {}
-            Err(message) => return session.wrong_option(command, &message),
-        }
-    }
-    let operands = options.operands();
-    let [offset, lens @ ..] = &operands[..] else { return session.misused(command) };
-    if lens.is_empty() {
-        return session.misused(command);
-    }
-    let offset = session.size(offset)?;
-    let lens = session.lens(lens)?;
+    let (flags, operands) = Flags::take(session, command, words, "CP:qrv")?;
+    let (offset, lens) = session.vector(command, &operands)?;
+    let lens = session.lens(&lens)?;
     let Some(memory) = session.memory_to_read(offset, &lens)? else {
         return session.fail("readv failed: Input/output error");
     };
@@ -262,66 +241,12 @@ fn readv(session: &mut Session, command: &'static Command, words: &[String]) -> 
     if let Err(error) = &served.result {
         return session.fail(&format!("readv failed: {}", error.strerror()));
     }
-    session.look(&look, offset, served)
-}
-
-/// How a write is made, and reported.
-#[derive(Default)]
-struct Flags<'a> {
-    vm_state: bool,
-    compressed: bool,
-    for_programs: bool,
-    durable: bool,
-    fast_only: bool,
-    quiet: bool,
-    unmap: bool,
-    zeroes: bool,
-    pattern: Option<u8>,
-    source: Option<&'a str>,
-}
-
-impl Flags<'_> {
-    /// Why they do not go together.
-    fn conflict(&self) -> Option<&'static str> {
-        let sources =
-            usize::from(self.zeroes) + usize::from(self.pattern.is_some()) + usize::from(self.source.is_some());
-        if self.vm_state && self.zeroes {
-            Some("-b and -z cannot be specified at the same time")
-        } else if self.durable && (self.vm_state || self.compressed) {
-            Some("-f and -b or -c cannot be specified at the same time")
-        } else if self.fast_only && !self.zeroes {
-            Some("-n requires -z to be specified")
-        } else if self.unmap && !self.zeroes {
-            Some("-u requires -z to be specified")
-        } else if sources > 1 {
-            Some("Only one of -z, -P, and -s can be specified at the same time")
-        } else {
-            None
-        }
-    }
+    session.look(&Look::new(&flags), offset, served)
 }
 
 fn write(session: &mut Session, command: &'static Command, words: &[String]) -> Outcome {
-    let mut options = Options::new(words, "bcCfnpP:qrs:uz");
-    let mut flags = Flags::default();
-    loop {
-        match options.next() {
-            Ok(None) => break,
-            Ok(Some(('b', _))) => flags.vm_state = true,
-            Ok(Some(('c', _))) => flags.compressed = true,
-            Ok(Some(('C', _))) => flags.for_programs = true,
-            Ok(Some(('f', _))) => flags.durable = true,
-            Ok(Some(('n', _))) => flags.fast_only = true,
-            Ok(Some(('P', word))) => flags.pattern = Some(session.pattern(word)?),
-            Ok(Some(('q', _))) => flags.quiet = true,
-            Ok(Some(('s', word))) => flags.source = Some(word),
-            Ok(Some(('u', _))) => flags.unmap = true,
-            Ok(Some(('z', _))) => flags.zeroes = true,
-            Ok(Some(_)) => {}
-            Err(message) => return session.wrong_option(command, &message),
-        }
-    }
-    let [offset, count] = options.operands()[..] else { return session.misused(command) };
+    let (flags, operands) = Flags::take(session, command, words, "bcCfnpP:qrs:uz")?;
+    let [offset, count] = operands[..] else { return session.misused(command) };
     if let Some(conflict) = flags.conflict() {
         return session.fail(conflict);
     }
@@ -340,7 +265,7 @@ fn write(session: &mut Session, command: &'static Command, words: &[String]) -> 
     } else {
         let memory = match flags.source {
             Some(path) => session.memory_from_file(count, path)?,
-            None => session.memory(&[count], |bytes| bytes.fill(flags.pattern.unwrap_or(WRITTEN))),
+            None => session.memory(&[count], |bytes| bytes.fill(flags.fill())),
         };
         if flags.vm_state {
             ByteRequest::WriteVmState { offset, memory }
@@ -351,70 +276,26 @@ fn write(session: &mut Session, command: &'static Command, words: &[String]) -> 
         }
     };
     let served = session.run(request)?;
-    if let Err(error) = &served.result {
-        return session.fail(&format!("write failed: {}", error.strerror()));
-    }
-    if !flags.quiet {
-        session.changed("wrote", offset, count, &served, flags.for_programs);
-    }
-    Ok(())
+    session.changed("write", offset, count, &served, &flags)
 }
 
 fn writev(session: &mut Session, command: &'static Command, words: &[String]) -> Outcome {
-    let mut options = Options::new(words, "CfP:qr");
-    let mut flags = Flags::default();
-    loop {
-        match options.next() {
-            Ok(None) => break,
-            Ok(Some(('C', _))) => flags.for_programs = true,
-            Ok(Some(('f', _))) => flags.durable = true,
-            Ok(Some(('P', word))) => flags.pattern = Some(session.pattern(word)?),
-            Ok(Some(('q', _))) => flags.quiet = true,
-            Ok(Some(_)) => {}
-            Err(message) => return session.wrong_option(command, &message),
-        }
-    }
-    let operands = options.operands();
-    let [offset, lens @ ..] = &operands[..] else { return session.misused(command) };
-    if lens.is_empty() {
-        return session.misused(command);
-    }
-    let offset = session.size(offset)?;
-    let lens = session.lens(lens)?;
+    let (flags, operands) = Flags::take(session, command, words, "CfP:qr")?;
+    let (offset, lens) = session.vector(command, &operands)?;
+    let lens = session.lens(&lens)?;
     let count = lens.iter().sum();
-    let memory = session.memory(&lens, |bytes| bytes.fill(flags.pattern.unwrap_or(WRITTEN)));
+    let memory = session.memory(&lens, |bytes| bytes.fill(flags.fill()));
     let served = session.run(ByteRequest::Write { offset, memory, durable: flags.durable })?;
-    if let Err(error) = &served.result {
-        return session.fail(&format!("writev failed: {}", error.strerror()));
-    }
-    if !flags.quiet {
-        session.changed("wrote", offset, count, &served, flags.for_programs);
-    }
-    Ok(())
+    session.changed("writev", offset, count, &served, &flags)
 }
 
 fn discard(session: &mut Session, command: &'static Command, words: &[String]) -> Outcome {
-    let mut options = Options::new(words, "Cq");
-    let (mut for_programs, mut quiet) = (false, false);
-    loop {
-        match options.next() {
-            Ok(None) => break,
-            Ok(Some(('C', _))) => for_programs = true,
-            Ok(Some(_)) => quiet = true,
-            Err(message) => return session.wrong_option(command, &message),
-        }
-    }
-    let [offset, count] = options.operands()[..] else { return session.misused(command) };
+    let (flags, operands) = Flags::take(session, command, words, "Cq")?;
+    let [offset, count] = operands[..] else { return session.misused(command) };
     let offset = session.size(offset)?;
     let len = session.length(count)?;
     let served = session.run(ByteRequest::Discard { offset, len })?;
-    if let Err(error) = &served.result {
-        return session.fail(&format!("discard failed: {}", error.strerror()));
-    }
-    if !quiet {
-        session.changed("discard", offset, len, &served, for_programs);
-    }
-    Ok(())
+    session.changed("discard", offset, len, &served, &flags)
 }
 
 impl Session {
