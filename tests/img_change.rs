@@ -238,8 +238,15 @@ fn bitmap() {
             "bitmap --add -b c.qcow2 a.qcow2 z",
             "bitmap -g 4k --clear a.qcow2 b",
             "bitmap --merge b -F qcow2 a.qcow2 b",
+            // The largest bitmap that there can be, and another one.
+            "create -q -f qcow2 -o cluster_size=2M huge.qcow2 2T",
+            "bitmap --add -g 512 huge.qcow2 fine",
+            "bitmap --add -g 2M huge.qcow2 coarse",
+            "bitmap --add --disable -g 512 huge.qcow2 third",
+            "bitmap --disable huge.qcow2 fine",
+            "measure -O qcow2 huge.qcow2",
         ],
-        &["a.qcow2", "c.qcow2"],
+        &["a.qcow2", "c.qcow2", "huge.qcow2"],
     );
 }
 

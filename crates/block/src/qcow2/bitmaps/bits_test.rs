@@ -89,3 +89,31 @@ fn all_ones_are_known_up_to_the_last_granule_only() {
     loaded.load(0, &[0xff, 0xff]);
     assert_eq!(loaded.part(0, 100), [0xff, 0x1f]);
 }
+
+#[test]
+fn bits_take_memory_where_they_are_set() {
+    // 512 MiB of them.
+    let bits = Bits::new(9, 2 << 40);
+    let pages = |bits: &Bits| bits.pages.iter().filter(|page| page.get().is_some()).count();
+    assert_eq!((bits.memory(), pages(&bits)), (512 << 20, 0));
+    bits.load(4096 * 7, &[0; 4096]);
+    assert_eq!((bits.part(4096, 3), bits.ranges(), pages(&bits)), (vec![0; 3], vec![], 0));
+    bits.mark(1 << 40, 512);
+    bits.load(4096 * 9, &[1; 8]);
+    assert_eq!(pages(&bits), 2);
+    assert_eq!(bits.ranges().len(), 9);
+}
+
+#[test]
+fn bits_know_whether_the_file_has_them() {
+    let bits = Bits::new(9, 1 << 20);
+    bits.load(0, &[1, 0, 0, 0, 0, 0, 0, 0]);
+    bits.mark(0, 512);
+    assert!(!bits.is_changed());
+    bits.mark(0, 513);
+    assert!(bits.is_changed());
+    let others = Bits::new(9, 1 << 20);
+    assert!(others.resized(1 << 21).is_changed());
+    others.clear();
+    assert!(others.is_changed());
+}

@@ -16,6 +16,9 @@ use crate::qcow2::Image;
 use crate::queue::Queue;
 use crate::sync::Arc;
 
+/// The most bytes of memory that the bitmaps of an image can take: as much as two of the largest. They take it as bits are set.
+pub(super) const MEMORY_MAX: u64 = 2 * limits::BITMAP_BYTES_MAX;
+
 /// A bitmap that is kept up to date.
 #[derive(Debug)]
 pub(crate) struct Tracked {
@@ -85,7 +88,7 @@ impl Image {
     /// What memory bitmaps of so many bytes of bits would take, beside those that are there.
     pub(super) fn check_memory(&self, more: u64) -> Result<()> {
         let taken: u64 = self.live.iter().map(|tracked| tracked.bits.memory()).sum();
-        let max = limits::BITMAP_BYTES_MAX;
+        let max = MEMORY_MAX;
         if taken.saturating_add(more) <= max {
             return Ok(());
         }
@@ -112,14 +115,27 @@ impl Image {
         if self.live.is_empty() || !self.writable {
             return Ok(());
         }
-        let directory = self.directory(queue).await?;
+        let mut directory = self.directory(queue).await?;
         let mut entries = directory.entries.clone();
+        let mut changed = false;
         for entry in &mut entries {
             let Some(tracked) = self.live(&entry.name) else { continue };
-            *entry = self.store_bits(queue, &tracked.bits, entry).await?;
+            if tracked.bits.is_changed() {
+                *entry = self.store_bits(queue, &tracked.bits, entry).await?;
+                changed = true;
+            }
             entry.flags.remove(BitmapFlags::IN_USE);
         }
-        self.switch_directory(queue, &directory, entries, true).await?;
+        if changed {
+            self.switch_directory(queue, &directory, entries, true).await?;
+        } else {
+            // The file has them all.
+            let flags = |entry: &DirectoryEntry| match self.live(&entry.name) {
+                Some(_) => entry.flags.difference(BitmapFlags::IN_USE),
+                None => entry.flags,
+            };
+            self.write_flags(queue, &mut directory, flags).await?;
+        }
         self.finish(queue).await
     }
 
@@ -159,7 +175,7 @@ impl Image {
             return refuse(format!("the bitmap '{name}' would be too large; remove it first"));
         }
         let grown: u64 = live.iter().filter(|e| !good(e)).map(|entry| entry.data_len(size)).sum();
-        if grown > limits::BITMAP_BYTES_MAX {
+        if grown > MEMORY_MAX {
             return refuse("its enabled bitmaps would take too much memory; remove some first".into());
         }
         let tables: u64 = directory.entries.iter().map(|entry| self.bitmap_table_len(entry, size)).sum();
