@@ -1,6 +1,6 @@
 //! `convert`: copies one disk, or several one behind another, to another image.
 //!
-//! A target that is made here does not look whole before it is (`cowhand_block`'s `begin_filling`), and is removed when the copy fails.
+//! A target that is made here does not look whole before it is ([`NewImage::unfinished`](cowhand_block::NewImage::unfinished)), and is removed when the copy fails.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use cowhand_block::{BitmapState, Disk, Format};
 
 use super::bench::number;
 use super::context::{cache_mode, is_part_of};
-use super::create::make;
+use super::create::make_to_fill;
 use super::create_options::{CreateOptions, creatable, help};
 use super::options::Options;
 use super::progress::Progress;
@@ -277,17 +277,14 @@ fn new(args: &Args, plan: &mut Plan<'_>, sources: &[Arc<Disk>], size: u64, cx: &
         let message = "it is a file of the source, whose content would be lost";
         return Err(Failure::new(format!("{}: error while converting {format}: {message}", plan.target)));
     }
-    make(&options, size, plan.target, cx)
+    let size = make_to_fill(&options, size, plan.target, cx)
         .map_err(|e| Failure::new(format!("{}: error while converting {format}: {e}", plan.target)))?;
     let mut spec = cx.spec(plan.target, &how)?;
+    spec.unfinished = Some(size);
     if let Some(id) = options.get("encrypt.key-secret") {
         spec.secret = Some(cx.secrets.get(id).map_err(Failure::new)?);
     }
-    let begun = cx.open_spec(plan.target, &spec).and_then(|target| {
-        target.begin_filling().map_err(|e| Context::cannot_open(plan.target, &e.reason()))?;
-        Ok(target)
-    });
-    let target = begun.inspect_err(|_| remove_unfinished(plan.target, format, cx))?;
+    let target = cx.open_spec(plan.target, &spec).inspect_err(|_| remove_unfinished(plan.target, format, cx))?;
     // A block device holds what it held.
     plan.copy.target_is_zero = !plan.copy.over_backing && (format == Format::Qcow2 || !target.is_block_device());
     Ok(target)

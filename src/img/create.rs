@@ -109,24 +109,38 @@ fn run_luks(args: &Args, options: &Options, cx: &Context) -> Result<u8, Failure>
     if !args.quiet {
         println!("Formatting '{name}', {}", volume.shown(size));
     }
-    make_as(volume.format(size, &cx.secrets).map_err(of_image)?, name, cx).map_err(of_image)?;
+    make_as(volume.format(size, &cx.secrets).map_err(of_image)?, name, false, cx).map_err(of_image)?;
     Ok(0)
 }
 
 /// Makes the image that is called `name`.
 pub(super) fn make(options: &CreateOptions, size: u64, name: &str, cx: &Context) -> Result<(), String> {
-    let content = match options.image(size)? {
+    make_as(content(options, size, cx)?, name, false, cx)
+}
+
+/// The same of an image that is going to be filled; gives the size that its disk is going to have. It is to be opened as unfinished.
+pub(super) fn make_to_fill(options: &CreateOptions, size: u64, name: &str, cx: &Context) -> Result<u64, String> {
+    make_as(content(options, size, cx)?, name, true, cx)?;
+    Ok(size.next_multiple_of(512))
+}
+
+fn content(options: &CreateOptions, size: u64, cx: &Context) -> Result<(NewFormat, Preallocation), String> {
+    Ok(match options.image(size)? {
         NewImage::Raw { size, preallocation } => (NewFormat::Raw(size), preallocation),
         NewImage::Qcow2 { params, preallocation } => {
             (NewFormat::Qcow2(params, options.encryption(&cx.secrets)?), preallocation)
         }
-    };
-    make_as(content, name, cx)
+    })
 }
 
-fn make_as((format, preallocation): (NewFormat, Preallocation), name: &str, cx: &Context) -> Result<(), String> {
+fn make_as(
+    (format, preallocation): (NewFormat, Preallocation),
+    name: &str,
+    unfinished: bool,
+    cx: &Context,
+) -> Result<(), String> {
     let path = cowhand_block::options::plain_name(name);
-    let new = cowhand_block::NewImage { path: path.clone(), format, preallocation, replace: true };
+    let new = cowhand_block::NewImage { path: path.clone(), format, preallocation, replace: true, unfinished };
     make_image(&cx.policy, &new).map_err(|e| if e.path() == Some(&path) { e.reason() } else { e.to_string() })
 }
 

@@ -1,13 +1,14 @@
 //! `dd`: copies a part of a disk to a new image, on the command line of the system's dd.
 
 use clap::Parser;
+use cowhand_block::DiskSpec;
 use cowhand_block::bytes::{ByteRequest, Memory};
 use cowhand_block::io::Buffer;
 
 use super::arguments::ImageArgs;
 use super::bench::number;
 use super::context::is_part_of;
-use super::create::make;
+use super::create::make_to_fill;
 use super::create_options::{CreateOptions, creatable};
 use super::options::Options;
 use super::{Context, Failure, How};
@@ -87,13 +88,13 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
         return Err(failed("it is a file of the input, whose content would be lost".into()));
     }
     let options = CreateOptions::new(format, &Options::default()).map_err(failed)?;
-    make(&options, size, output, cx).map_err(failed)?;
+    let whole_size = make_to_fill(&options, size, output, cx).map_err(failed)?;
     let how = How { format: Some(format.name()), write: true, ..How::default() };
-    let target = cx.open(output, &how)?;
+    let spec = DiskSpec { unfinished: Some(whole_size), ..cx.spec(output, &how)? };
+    let target = cx.open_spec(output, &spec)?;
     if start > end {
         cx.error(&format!("{}: cannot skip to specified offset", operands.input));
     }
-    target.begin_filling().map_err(|e| Failure::new(e.reason()))?;
     let copied = copy(&input, &target, start, size, operands.block);
     if let Err(failure) = copied {
         drop(target);

@@ -60,7 +60,8 @@ struct Layer {
 }
 
 enum Unconnected {
-    Raw,
+    /// With the length that its file is going to have, when that is not filled yet.
+    Raw(Option<u64>),
     /// With its header, which is read once: what it says of the layer below and what the image is made from cannot differ.
     Qcow2(Box<Opening>),
 }
@@ -73,8 +74,19 @@ impl Layer {
         (format, secret): (Format, Option<Secret>),
     ) -> Result<Self> {
         let image = match format {
-            Format::Raw => Unconnected::Raw,
+            Format::Raw => Unconnected::Raw(None),
             Format::Qcow2 => Unconnected::Qcow2(Box::new(Opening::header(queue, file.clone(), &path).await?)),
+        };
+        Ok(Self { path, file, image, secret })
+    }
+
+    /// The topmost layer, which may be one that is being filled.
+    async fn top(queue: &Rc<Queue>, file: File, spec: &DiskSpec, policy: &OpenPolicy) -> Result<Self> {
+        let (path, secret) = (spec.path.clone(), secret(spec, policy)?);
+        let image = match spec.format {
+            _ if spec.unfinished.is_none() => return Self::new(queue, path, file, (spec.format, secret)).await,
+            Format::Raw => Unconnected::Raw(spec.unfinished),
+            Format::Qcow2 => Unconnected::Qcow2(Box::new(Opening::unfinished(queue, file.clone(), &path).await?)),
         };
         Ok(Self { path, file, image, secret })
     }
@@ -98,7 +110,7 @@ pub(crate) async fn open_over(
     if spec.format == Format::Raw && !spec.force_raw {
         refuse_qcow2(queue, &spec.path, &top).await?;
     }
-    let top = Layer::new(queue, spec.path.clone(), top, (spec.format, secret(spec, policy)?)).await?;
+    let top = Layer::top(queue, top, spec, policy).await?;
     let mut layers = vec![top];
     // How the layers are described, those that are, from the topmost down.
     let mut described = vec![Some(Cow::Borrowed(spec))];
@@ -200,7 +212,10 @@ async fn connect(
     options: ImageOptions,
 ) -> Result<Node> {
     match layer.image {
-        Unconnected::Raw => Ok(Node::Raw(RawImage::new(layer.file, &layer.path, options.writable, options.no_flush)?)),
+        Unconnected::Raw(unfinished) => {
+            let ImageOptions { writable, no_flush, .. } = options;
+            Ok(Node::Raw(RawImage::new(layer.file, &layer.path, unfinished, writable, no_flush)?))
+        }
         Unconnected::Qcow2(opening) => {
             let image = opening.finish(queue, links, layer.secret.as_ref(), options).await?;
             Ok(Node::Qcow2(Box::new(image)))

@@ -15,23 +15,9 @@ use crate::queue::Queue;
 use crate::raw::RawImage;
 use crate::sync::Arc;
 
-const SECTOR: u64 = 512;
-
-/// Both block the calling thread, which must not be one that serves a queue of this disk with requests in flight.
 impl Disk {
-    /// Lets the disk, which was just made and holds nothing, not look whole until [`finish_filling`](Self::finish_filling). As a whole it
-    /// must not change in between.
-    ///
-    /// # Errors
-    /// The host's.
-    pub fn begin_filling(self: &Arc<Self>) -> Result<()> {
-        self.alone(async |disk, queue| match &*disk.node() {
-            Node::Raw(raw) => raw.begin_filling(queue).await,
-            Node::Qcow2(image) => image.begin_filling(queue).await,
-        })
-    }
-
-    /// Lets the disk look whole again, with all that was written. No request is in flight.
+    /// Lets a disk that was opened as [`unfinished`](crate::DiskSpec::unfinished) look whole, with all that was written. No request is in
+    /// flight. Blocks the calling thread, which must not be one that serves a queue of this disk with requests in flight.
     ///
     /// # Errors
     /// Something could not be written: then it does not look whole.
@@ -48,17 +34,6 @@ impl Disk {
 }
 
 impl RawImage {
-    async fn begin_filling(&self, queue: &Rc<Queue>) -> Result<()> {
-        let io_error = |e| Error::io("cannot change the file's length", e).at_path(&self.path);
-        if self.file.traits().block_device || self.file.allocated().map_err(io_error)? > 0 {
-            return Ok(());
-        }
-        // A sector stays, if the disk has more: ext4 takes who empties a file for one who replaces it, and begins to write all of it to the
-        // disk when it is closed, which would take longer than the copy.
-        let least = if self.size > SECTOR { SECTOR } else { 0 };
-        queue.set_length(&self.file, least).await.map_err(io_error)
-    }
-
     async fn finish_filling(&self, queue: &Rc<Queue>) -> Result<()> {
         if self.file.traits().block_device {
             return Ok(());

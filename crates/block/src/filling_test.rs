@@ -7,7 +7,8 @@ use crate::chain::OpenPolicy;
 use crate::error::ErrorKind;
 use crate::io::sim::World;
 use crate::io::{Buffer, Storage};
-use crate::qcow2::create::{Preallocation, create_image};
+use crate::new_image::{NewFormat, NewImage, make_image};
+use crate::qcow2::create::Preallocation;
 use crate::request::{Request, RequestQueue, Wait};
 use crate::spec::{DiskSpec, Format};
 
@@ -16,6 +17,10 @@ const SIZE: u64 = 1 << 20;
 fn open(world: &World, format: Format, readonly: bool) -> Result<Arc<Disk>> {
     let policy = OpenPolicy { storage: Arc::new(world.clone()), ..OpenPolicy::host() };
     Disk::open(&DiskSpec { readonly, lock: false, ..DiskSpec::new(Path::new("/disk"), format) }, &policy)
+}
+
+fn unfinished(path: &Path, format: NewFormat) -> NewImage {
+    NewImage { path: path.to_path_buf(), format, preallocation: Preallocation::Off, replace: true, unfinished: true }
 }
 
 fn write(disk: &Arc<Disk>, offset: u64, flush: bool) {
@@ -44,9 +49,13 @@ fn an_image_opens_only_when_it_is_finished() {
         let world = World::orderly();
         let storage: Arc<dyn Storage> = Arc::new(world.clone());
         let params = CreateParams { version, ..CreateParams::new(SIZE) };
-        create_image(&storage, Path::new("/disk"), &params, Preallocation::Off).unwrap();
-        let disk = open(&world, Format::Qcow2, false).unwrap();
-        disk.begin_filling().unwrap();
+        let policy = OpenPolicy { storage, ..OpenPolicy::host() };
+        let path = Path::new("/disk");
+        make_image(&policy, &unfinished(path, NewFormat::Qcow2(Box::new(params), None))).unwrap();
+        // Before anything is written as after.
+        assert_eq!(open(&world, Format::Qcow2, true).err().unwrap().kind(), ErrorKind::Corrupt);
+        let spec = DiskSpec { lock: false, unfinished: Some(SIZE), ..DiskSpec::new(path, Format::Qcow2) };
+        let disk = Disk::open(&spec, &policy).unwrap();
         write(&disk, 65536, true);
         let error = open(&world, Format::Qcow2, true).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Corrupt);
@@ -62,9 +71,10 @@ fn a_raw_file_has_its_length_only_when_it_is_finished() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
     let length = || std::fs::metadata(&path).unwrap().len();
-    std::fs::File::create(&path).unwrap().set_len(SIZE).unwrap();
-    let disk = Disk::open(&DiskSpec::new(&path, Format::Raw), &OpenPolicy::host()).unwrap();
-    disk.begin_filling().unwrap();
+    let policy = OpenPolicy::host();
+    make_image(&policy, &unfinished(&path, NewFormat::Raw(SIZE))).unwrap();
+    let spec = DiskSpec { unfinished: Some(SIZE), ..DiskSpec::new(&path, Format::Raw) };
+    let disk = Disk::open(&spec, &policy).unwrap();
     assert_eq!(length(), 512);
     write(&disk, 4096, true);
     assert_eq!(length(), 8192);

@@ -58,7 +58,14 @@ pub struct NewImage {
     /// Whether it may take the place of what the file holds (or the block device, which must be large enough). Otherwise a file of this
     /// name must not exist. The same holds for its external data file.
     pub replace: bool,
+    /// Whether it is going to be filled: until that is [over](crate::Disk::finish_filling) it does not look whole, and is opened as
+    /// [`DiskSpec::unfinished`]. A block device, and a raw file whose space is taken at once, cannot say so.
+    pub unfinished: bool,
 }
+
+/// How long a raw file is before it is filled, if the disk has more. Not nothing: ext4 takes who writes an emptied file for one who
+/// replaces it, and begins to write all of it to the disk when it is closed, which would take longer than the copy.
+const UNFINISHED_BYTES: u64 = 512;
 
 impl Encryption {
     /// A LUKS header with a key of its own.
@@ -104,7 +111,8 @@ pub fn make_image(policy: &OpenPolicy, new: &NewImage) -> Result<()> {
             create::check(&new.path, params, new.preallocation, encryption.is_some())?;
             let luks = encryption.as_ref().map(|e| e.create(&policy.storage, &new.path)).transpose()?;
             let luks = luks.map(|created| created.area);
-            Content::Qcow2(Template { params: (**params).clone(), preallocation: new.preallocation, luks })
+            let (params, preallocation, unfinished) = ((**params).clone(), new.preallocation, new.unfinished);
+            Content::Qcow2(Template { params, preallocation, luks, unfinished })
         }
     };
     let queue = Queue::new(blocking_driver(&policy.storage)?);
@@ -146,7 +154,14 @@ impl Making<'_> {
             Content::Plain { head, size } => {
                 let file = self.file(&path)?;
                 let (queue, preallocation) = (self.queue.clone(), new.preallocation);
-                let task = async move { plain(&queue, &file, &path, (head, size), preallocation).await };
+                // One whose space is taken is as long as that.
+                let unfinished = new.unfinished && head.is_empty() && preallocation == Preallocation::Off;
+                let task = async move {
+                    if unfinished && !file.traits().block_device {
+                        return unfinished_raw(&queue, &file, &path, size).await;
+                    }
+                    plain(&queue, &file, &path, (head, size), preallocation).await
+                };
                 return block_on(&self.queue, task);
             }
         };
@@ -200,6 +215,12 @@ impl Making<'_> {
         }
         result
     }
+}
+
+/// Makes the file of a raw disk that is going to be filled.
+async fn unfinished_raw(queue: &Rc<Queue>, file: &File, path: &Path, size: u64) -> Result<()> {
+    let made = queue.set_length(file, size.min(UNFINISHED_BYTES)).await;
+    made.map_err(|e| Error::io("Could not resize file", e).at_path(path))
 }
 
 /// Makes a plain disk, with what lies in front of it, of an empty file, or of a block device that is large enough for it.

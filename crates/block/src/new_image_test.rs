@@ -12,7 +12,7 @@ fn qcow2(params: CreateParams) -> NewFormat {
 }
 
 fn new(path: &Path, format: NewFormat) -> NewImage {
-    NewImage { path: path.to_path_buf(), format, preallocation: Preallocation::Off, replace: true }
+    NewImage { path: path.to_path_buf(), format, preallocation: Preallocation::Off, replace: true, unfinished: false }
 }
 
 #[test]

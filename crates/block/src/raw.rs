@@ -24,9 +24,16 @@ pub(crate) struct RawImage {
 }
 
 impl RawImage {
-    /// Takes an open file.
-    pub(crate) fn new(file: File, path: &Path, writable: bool, no_flush: bool) -> Result<Self> {
+    /// Takes an open file. One that is to be filled is going to be `unfinished` bytes long.
+    pub(crate) fn new(
+        file: File,
+        path: &Path,
+        unfinished: Option<u64>,
+        writable: bool,
+        no_flush: bool,
+    ) -> Result<Self> {
         let length = file.length().map_err(|e| Error::io("cannot tell the file's length", e).at_path(path))?;
+        let length = unfinished.filter(|_| !file.traits().block_device).unwrap_or(length);
         Ok(Self {
             file: file.of_content(),
             path: path.to_path_buf(),
@@ -97,7 +104,7 @@ impl RawImage {
 
     /// The image as its file is now.
     pub(crate) fn reload(&self) -> Result<Self> {
-        let mut image = Self::new(self.file.clone(), &self.path, self.writable, false)?;
+        let mut image = Self::new(self.file.clone(), &self.path, None, self.writable, false)?;
         image.flushes = self.flushes.clone();
         Ok(image)
     }

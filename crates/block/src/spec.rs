@@ -168,6 +168,9 @@ pub struct DiskSpec {
     pub secret: Option<SecretSource>,
     /// Serve a file as raw though it begins like a qcow2 image.
     pub force_raw: bool,
+    /// The disk was just made to be filled, and will have so many bytes: until
+    /// [`finish_filling`](crate::Disk::finish_filling) it does not look whole. See [`NewImage::unfinished`](crate::NewImage::unfinished).
+    pub unfinished: Option<u64>,
 }
 
 /// What is wrong with a DISK.
@@ -233,6 +236,7 @@ impl DiskSpec {
             lock: true,
             secret: None,
             force_raw: false,
+            unfinished: None,
         }
     }
 

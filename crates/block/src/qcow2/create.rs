@@ -8,6 +8,7 @@ use cowhand_qcow2::{
     SubclusterBitmap, limits, refcount,
 };
 
+use super::filling::marked;
 use crate::chain::{self, OpenPolicy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Barrier, Buffer, File, Storage, zero_segs};
@@ -56,7 +57,10 @@ pub fn create_image(
 ) -> Result<()> {
     let policy = OpenPolicy { storage: storage.clone(), ..OpenPolicy::host() };
     let format = NewFormat::Qcow2(Box::new(params.clone()), None);
-    make_image(&policy, &NewImage { path: path.to_path_buf(), format, preallocation, replace: false })
+    make_image(
+        &policy,
+        &NewImage { path: path.to_path_buf(), format, preallocation, replace: false, unfinished: false },
+    )
 }
 
 /// Where the external data file of a new image is to be, if it has one.
@@ -175,7 +179,7 @@ pub(crate) async fn create_with(
     preallocation: Preallocation,
     no_flush: bool,
 ) -> Result<()> {
-    let template = Template { params: params.clone(), preallocation, luks: None };
+    let template = Template { params: params.clone(), preallocation, luks: None, unfinished: false };
     template.create(queue, files, path, no_flush).await
 }
 
@@ -185,6 +189,8 @@ pub(crate) struct Template {
     pub(crate) preallocation: Preallocation,
     /// The LUKS header with its key material.
     pub(crate) luks: Option<Vec<u8>>,
+    /// It is going to be filled, and does not look whole before.
+    pub(crate) unfinished: bool,
 }
 
 impl Template {
@@ -222,7 +228,10 @@ impl Template {
         if !luks.is_empty() {
             header.set_luks(Some(LuksExtension { offset: place(plan.first_luks()), len: luks.len() as u64 }));
         }
-        let encoded = header.encode().map_err(format_error)?;
+        let mut encoded = header.encode().map_err(format_error)?;
+        if self.unfinished {
+            encoded = marked(&encoded);
+        }
         // As in QEMU's images the file ends with the L1 table, if that is the last of it.
         let end = match plan.l1 > 0 && plan.luks + plan.l2 + plan.data == 0 {
             true => header.l1_table_offset.get() + u64::from(header.l1_size) * 8,

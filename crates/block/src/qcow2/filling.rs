@@ -20,26 +20,27 @@ pub(super) fn marked(sector: &[u8]) -> Vec<u8> {
     marked
 }
 
+/// The header's first sector as it will be then.
+pub(super) fn unmark(sector: &mut [u8]) {
+    if is_marked(sector)
+        && let Some(byte) = sector.get_mut(MARK.0)
+    {
+        *byte &= !MARK.1;
+    }
+}
+
 /// Whether a header's first sector is that of an image that was never finished.
 pub(super) fn is_marked(sector: &[u8]) -> bool {
     matches!(sector.get(4..8), Some([0x80, 0, 0, 2 | 3]))
 }
 
 impl Image {
-    pub(crate) async fn begin_filling(&self, queue: &Rc<Queue>) -> Result<()> {
-        self.set_filling(queue, true).await
-    }
-
     /// Everything that the header names is in the file.
     pub(crate) async fn finish_filling(&self, queue: &Rc<Queue>) -> Result<()> {
-        self.barrier(queue, Barrier::Create).await?;
-        self.set_filling(queue, false).await
-    }
-
-    async fn set_filling(&self, queue: &Rc<Queue>, filling: bool) -> Result<()> {
         self.check_writable()?;
+        self.barrier(queue, Barrier::Create).await?;
         let _commit = self.commit_lock.lock().await;
-        self.filling.store(filling, Ordering::SeqCst);
+        self.filling.store(false, Ordering::SeqCst);
         let written = async {
             self.update_header(queue, |_| ()).await?;
             self.barrier(queue, Barrier::Header).await

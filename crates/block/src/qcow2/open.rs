@@ -10,7 +10,7 @@ use cowhand_qcow2::{Autoclear, CryptMethod, FormatError, Header, HostOffset, Inc
 use super::bitmaps::{Directory, Live};
 use super::compressed::DecodedCache;
 use super::data::DataFile;
-use super::filling::is_marked;
+use super::filling::{is_marked, unmark};
 use super::layout::{Layout, Overlap, Part, Structure};
 use super::mapping::be64;
 use super::owners::Owners;
@@ -55,17 +55,24 @@ pub(crate) struct Opening {
     pub(super) header: Header,
     sector: Vec<u8>,
     file_len: u64,
+    /// It is being filled.
+    filling: bool,
 }
 
 impl Opening {
     /// Reads and validates the header of `file`.
     pub(crate) async fn header(queue: &Rc<Queue>, file: File, path: &Path) -> Result<Self> {
-        Self::header_as(queue, file, path, Header::parse).await
+        Self::header_as(queue, file, path, Header::parse, false).await
+    }
+
+    /// The same of an image that is being filled.
+    pub(crate) async fn unfinished(queue: &Rc<Queue>, file: File, path: &Path) -> Result<Self> {
+        Self::header_as(queue, file, path, Header::parse, true).await
     }
 
     /// The same for a check, which does without a refcount table.
     pub(crate) async fn header_for_check(queue: &Rc<Queue>, file: File, path: &Path) -> Result<Self> {
-        Self::header_as(queue, file, path, Header::parse_for_check).await
+        Self::header_as(queue, file, path, Header::parse_for_check, false).await
     }
 
     async fn header_as(
@@ -73,6 +80,7 @@ impl Opening {
         file: File,
         path: &Path,
         parse: fn(&[u8], u64) -> std::result::Result<Header, FormatError>,
+        may_be_unfinished: bool,
     ) -> Result<Self> {
         let file_len = file.length().map_err(|e| Error::io("cannot tell the file's length", e).at_path(path))?;
         let format_error = |e: cowhand_qcow2::FormatError| {
@@ -83,22 +91,26 @@ impl Opening {
             Error::new(kind, e.to_string()).briefly(e.brief()).at_path(path)
         };
         let read = |len: usize| queue.read_buffer(&file, 0, len);
-        let first = read(512.min(file_len as usize)).await.map_err(|e| Error::io("cannot read", e).at_path(path))?;
+        let mut first =
+            read(512.min(file_len as usize)).await.map_err(|e| Error::io("cannot read", e).at_path(path))?;
         if !Header::probe(&first) {
             let message = "not a qcow2 image (it does not begin with QFI\\xfb); if it is a raw disk, say format=raw";
             return Err(Error::new(ErrorKind::Invalid, message).briefly(FormatError::NotQcow2.brief()).at_path(path));
         }
-        if is_marked(&first) {
+        let filling = is_marked(&first);
+        if filling && !may_be_unfinished {
             let message = "the image was never finished: what filled it was cut short; make it again";
             return Err(Error::new(ErrorKind::Corrupt, message).at_path(path));
         }
+        unmark(&mut first);
         let needed = Header::needed_len(&first).map_err(format_error)?;
         let needed = needed.min(usize::try_from(file_len).unwrap_or(usize::MAX));
-        let first_cluster = read(needed).await.map_err(|e| Error::io("cannot read the header", e).at_path(path))?;
+        let mut first_cluster = read(needed).await.map_err(|e| Error::io("cannot read the header", e).at_path(path))?;
+        unmark(&mut first_cluster);
         let header = parse(&first_cluster, file_len).map_err(format_error)?;
         let mut sector = first_cluster[..needed.min(512)].to_vec();
         sector.resize(512, 0);
-        Ok(Self { file, path: path.to_path_buf(), header, sector, file_len })
+        Ok(Self { file, path: path.to_path_buf(), header, sector, file_len, filling })
     }
 
     /// Takes another tree for the image's active one. What it says is looked at when the image is finished.
@@ -255,7 +267,7 @@ impl Opening {
             below,
             writable: options.writable,
             corrupt: AtomicBool::new(corrupt),
-            filling: AtomicBool::new(false),
+            filling: AtomicBool::new(self.filling),
             sparse: Default::default(),
             options,
             flushes: Arc::new(Flushes::new(options.no_flush)),
