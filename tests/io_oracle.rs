@@ -453,3 +453,53 @@ fn the_vm_state_is_kept_where_qemu_keeps_it() {
         }
     }
 }
+
+#[test]
+fn a_disk_that_is_raw_by_a_guess_does_not_become_an_image() {
+    let stand = Stand::new();
+    let mut vdi = [0; 512];
+    vdi[64..68].copy_from_slice(&[0x7f, 0x10, 0xda, 0xbe]);
+    for (dir, _) in &stand.sides {
+        std::fs::write(dir.join("qcow2"), b"QFI\xfb\0\0\0\x03").unwrap();
+        std::fs::write(dir.join("vdi"), vdi).unwrap();
+        std::fs::write(dir.join("tail"), b"I\xfb\0\0\0\x03").unwrap();
+        std::fs::write(dir.join("head"), b"QF").unwrap();
+    }
+    #[rustfmt::skip]
+    let writes = [
+        "write -s qcow2 0 512", "write -s qcow2 0 8", "write -s vdi 0 4k", "write -s vdi 0 68", "write 0 512", "write -P 3 7 1000",
+        "write -s qcow2 512 512", "write -z 0 600", "discard 0 512", "writev -P 81 0 100 1000", "aio_write -P 5 3 5",
+        "write -s head 0 2", "write -s tail 2 6", "write -s qcow2 0 8", "read -v 0 80",
+    ];
+    stand.all(&["base.raw"], &writes);
+    stand.each(&["base.raw"], &["write -s qcow2 0 512", "reopen -c writethrough", "read -v 0 80"]);
+    stand.all(&["base.raw"], &["reopen -c writethrough", "write -s qcow2 0 512"]);
+    stand.all(&["-s", "base.raw"], &["read 0 512"]);
+    stand.all(&["-r", "base.raw"], &["read 0 512"]);
+    stand.all(&["--image-opts", "file.filename=base.raw"], &["write -s qcow2 0 512"]);
+    stand.all(&[], &["open base.raw", "write -s qcow2 0 512", "write -s qcow2 4k 512"]);
+    let read = |(dir, _): &(PathBuf, PathBuf)| std::fs::read(dir.join("base.raw")).unwrap();
+    assert!(read(&stand.sides[0]) == read(&stand.sides[1]));
+    // Who says that it is raw may write anything.
+    stand.all(&["-f", "raw", "base.raw"], &["write -s qcow2 0 512"]);
+    assert_eq!(read(&stand.sides[1])[..4], *b"QFI\xfb");
+}
+
+#[test]
+fn info_tells_of_bitmaps_and_encryption() {
+    let stand = Stand::new();
+    let [(theirs, _), (ours, _)] = &stand.sides;
+    let secret = "secret,id=key,data=abc";
+    qemu("qemu-img", theirs, &["create", "-q", "-f", "qcow2", "marked.qcow2", "64M"]);
+    qemu("qemu-img", theirs, &["bitmap", "--add", "marked.qcow2", "one"]);
+    qemu("qemu-img", theirs, &["bitmap", "--add", "--disable", "-g", "128k", "marked.qcow2", "two"]);
+    let luks = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10,extended_l2=on,compression_type=zstd";
+    let create = ["create", "-q", "--object", secret, "-f", "qcow2", "-o", luks, "secret.qcow2", "4M"];
+    qemu("qemu-img", theirs, &create);
+    for name in ["marked.qcow2", "secret.qcow2"] {
+        std::fs::copy(theirs.join(name), ours.join(name)).unwrap();
+    }
+    stand.all(&["-r", "-f", "qcow2", "marked.qcow2"], &["info"]);
+    let options = "driver=qcow2,encrypt.key-secret=key,file.filename=secret.qcow2";
+    stand.all(&["--object", secret, "--image-opts", options], &["info"]);
+}

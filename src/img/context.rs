@@ -163,11 +163,12 @@ impl Context {
             return Err(format!("Unknown protocol '{protocol}'"));
         }
         let path = plain_name(name);
+        let guessed = how.format.is_none();
         let format = match how.format {
             Some(format) => format.parse().map_err(|e: cowhand_block::FormatError| e.to_string())?,
             None => around.format_of(&FileSpec::host(&path))?,
         };
-        Ok(DiskSpec { path, format, force_raw: format == Format::Raw, backing: how.backing.clone(), ..base })
+        Ok(DiskSpec { path, format, force_raw: format == Format::Raw, guessed, backing: how.backing.clone(), ..base })
     }
 
     /// What holds where a description is silent.
@@ -243,7 +244,8 @@ impl Context {
         if spec.protocol != Protocol::Host {
             return Err("Cannot change the part of the file that is the disk".into());
         }
-        let kept = DiskSpec { bare: old.bare, backing: old.backing.clone(), data_file: old.data_file.clone(), ..spec };
+        let (backing, data_file) = (old.backing.clone(), old.data_file.clone());
+        let kept = DiskSpec { bare: old.bare, guessed: old.guessed, backing, data_file, ..spec };
         Ok(kept.in_file(old.file()))
     }
 
@@ -255,7 +257,21 @@ impl Context {
 
     /// Opens a disk that is described, and was called `name`.
     pub(crate) fn open_spec(&self, name: &str, spec: &DiskSpec) -> Result<Arc<Disk>, Failure> {
-        Disk::open(spec, &self.policy).map_err(|e| Self::cannot_open(name, &reason(&e, spec)))
+        let disk = Disk::open(spec, &self.policy).map_err(|e| Self::cannot_open(name, &reason(&e, spec)))?;
+        warn_of_guess(spec);
+        Ok(disk)
+    }
+}
+
+/// Tells people, in QEMU's words, of a disk that is written and only guessed to be raw: not everything can be written to it.
+pub(crate) fn warn_of_guess(spec: &DiskSpec) {
+    if spec.guessed && spec.format == Format::Raw && !spec.readonly && !spec.ephemeral {
+        eprintln!(
+            "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         Automatically detecting the \
+             format is dangerous for raw images, write operations on block 0 will be restricted.\n         Specify the 'raw' \
+             format explicitly to remove the restrictions.",
+            spec.path.display()
+        );
     }
 }
 

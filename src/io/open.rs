@@ -7,7 +7,7 @@ use cowhand_block::options::NodeOptions;
 use cowhand_block::{Cache, Disk, DiskSpec, OpenPolicy};
 
 use super::session::{Failed, OpenDisk, Outcome, Session};
-use crate::img::context::{Context, How, reason};
+use crate::img::context::{Context, How, reason, warn_of_guess};
 
 /// What holds for the whole run.
 pub(crate) struct Setup {
@@ -155,6 +155,7 @@ impl Session {
         spec.discard &= !settings.no_discard;
         spec.ephemeral = settings.snapshot && !spec.readonly;
         let open = self.open_spec(&spec, settings.aio, settings.copy_on_read)?;
+        warn_of_guess(&spec);
         Ok(OpenDisk { options: opened, ..open })
     }
 

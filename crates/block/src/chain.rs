@@ -57,6 +57,8 @@ struct Layer {
     file: File,
     image: Unconnected,
     secret: Option<Secret>,
+    /// Its format was guessed.
+    guessed: bool,
 }
 
 enum Unconnected {
@@ -77,7 +79,7 @@ impl Layer {
             Format::Raw => Unconnected::Raw(None),
             Format::Qcow2 => Unconnected::Qcow2(Box::new(Opening::header(queue, file.clone(), &path).await?)),
         };
-        Ok(Self { path, file, image, secret })
+        Ok(Self { path, file, image, secret, guessed: false })
     }
 
     /// The topmost layer, which may be one that is being filled.
@@ -88,7 +90,7 @@ impl Layer {
             Format::Raw => Unconnected::Raw(spec.unfinished),
             Format::Qcow2 => Unconnected::Qcow2(Box::new(Opening::unfinished(queue, file.clone(), &path).await?)),
         };
-        Ok(Self { path, file, image, secret })
+        Ok(Self { path, file, image, secret, guessed: false })
     }
 }
 
@@ -110,7 +112,8 @@ pub(crate) async fn open_over(
     if spec.format == Format::Raw && !spec.force_raw {
         refuse_qcow2(queue, &spec.path, &top).await?;
     }
-    let top = Layer::top(queue, top, spec, policy).await?;
+    let mut top = Layer::top(queue, top, spec, policy).await?;
+    top.guessed = spec.guessed;
     let mut layers = vec![top];
     // How the layers are described, those that are, from the topmost down.
     let mut described = vec![Some(Cow::Borrowed(spec))];
@@ -179,7 +182,7 @@ pub(crate) async fn open_overlay(
     (spec, policy): (&DiskSpec, &OpenPolicy),
 ) -> Result<Image> {
     let image = Unconnected::Qcow2(Box::new(opening));
-    let layer = Layer { path: path.to_path_buf(), file: file.clone(), image, secret: None };
+    let layer = Layer { path: path.to_path_buf(), file: file.clone(), image, secret: None, guessed: false };
     let layers = std::iter::successors(Some(top), |node| node.backing().map(|node| &**node));
     let known = layers.flat_map(|node| [node.file(), node.data_file()]).map(|file| file.traits().identity).collect();
     let mut files = Files { known, written: true };
@@ -214,7 +217,9 @@ async fn connect(
     match layer.image {
         Unconnected::Raw(unfinished) => {
             let ImageOptions { writable, no_flush, .. } = options;
-            Ok(Node::Raw(RawImage::new(layer.file, &layer.path, unfinished, writable, no_flush)?))
+            let mut raw = RawImage::new(layer.file, &layer.path, unfinished, writable, no_flush)?;
+            raw.guessed = layer.guessed;
+            Ok(Node::Raw(raw))
         }
         Unconnected::Qcow2(opening) => {
             let image = opening.finish(queue, links, layer.secret.as_ref(), options).await?;
@@ -374,11 +379,13 @@ async fn below<'a>(
         return Ok(Some(Below::Base(base.clone())));
     }
     lock(&file, &path, false, spec).map_err(in_words)?;
+    let guessed = format.is_none() || given.as_ref().is_some_and(|given| given.guessed);
     let format = match format {
         Some(format) => format,
         None => probe(queue, &path, &file).await.map_err(in_words)?,
     };
-    let layer = Layer::new(queue, path, file, (format, secret(spec, policy)?)).await.map_err(in_words)?;
+    let mut layer = Layer::new(queue, path, file, (format, secret(spec, policy)?)).await.map_err(in_words)?;
+    layer.guessed = guessed;
     Ok(Some(Below::Opened(Box::new((layer, given)))))
 }
 

@@ -37,6 +37,8 @@ pub struct LayerInfo {
     pub format: Format,
     /// Its virtual size in bytes.
     pub size: u64,
+    /// It is raw by a guess ([`DiskSpec::guessed`]).
+    pub guessed: bool,
 }
 
 /// What requests must be multiples of.
@@ -225,7 +227,12 @@ impl Disk {
     pub fn layers(&self) -> Vec<LayerInfo> {
         let top = self.node();
         let layers = std::iter::successors(Some(&top), |node| node.backing());
-        let info = |node: &Arc<Node>| LayerInfo { path: node.path().into(), format: node.format(), size: node.size() };
+        let info = |node: &Arc<Node>| LayerInfo {
+            path: node.path().into(),
+            format: node.format(),
+            size: node.size(),
+            guessed: matches!(&**node, Node::Raw(raw) if raw.guessed),
+        };
         layers.map(info).collect()
     }
 

@@ -203,6 +203,7 @@ impl NodeOptions {
             Some(format) => format,
             None => around.format_of(&file).map_err(OptionsError)?,
         };
+        spec.guessed = driver.is_none();
         spec = spec.in_file(file);
         if spec.format == Format::Raw {
             self.take_part(&mut spec)?;

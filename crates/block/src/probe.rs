@@ -28,6 +28,9 @@ const OTHERS: [(&str, usize, &[u8]); 11] = [
     ("luks", 0, b"LUKS\xba\xbe"),
 ];
 
+/// How many bytes at a file's start are looked at.
+pub(crate) const PROBED: u64 = 512;
+
 /// What the image in `file` seems to be: qcow2, or else raw.
 ///
 /// # Errors
@@ -47,14 +50,21 @@ pub fn probe_format(file: &FileSpec, policy: &OpenPolicy) -> Result<Format> {
 
 /// The same, of an open file.
 pub(crate) async fn probe(queue: &Rc<Queue>, path: &Path, file: &File) -> Result<Format> {
-    let read = queue.read_buffer(file, 0, 512).await;
+    let read = queue.read_buffer(file, 0, PROBED as usize).await;
     let first = read.map_err(|e| Error::io("cannot read", e).at_path(path))?;
-    let begins = |(_, at, magic): &&(&'static str, usize, &[u8])| first[*at..].starts_with(magic);
-    match OTHERS.iter().find(begins) {
-        Some((name, ..)) => Err(Error::new(ErrorKind::Unsupported, FormatError::Other(name).to_string()).at_path(path)),
-        None if Header::probe(&first) => Ok(Format::Qcow2),
+    match seems(&first) {
         None => Ok(Format::Raw),
+        Some("qcow2") => Ok(Format::Qcow2),
+        Some(name) => Err(Error::new(ErrorKind::Unsupported, FormatError::Other(name).to_string()).at_path(path)),
     }
+}
+
+/// The format of a file that begins so, if it is not raw.
+pub(crate) fn seems(first: &[u8]) -> Option<&'static str> {
+    let begins =
+        |(_, at, magic): &&(&'static str, usize, &[u8])| first.get(*at..).is_some_and(|rest| rest.starts_with(magic));
+    let other = OTHERS.iter().find(begins).map(|(name, ..)| *name);
+    other.or_else(|| Header::probe(first).then_some(Format::Qcow2.name()))
 }
 
 #[cfg(test)]

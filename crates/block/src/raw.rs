@@ -5,7 +5,8 @@ use std::rc::Rc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::flush::Flushes;
-use crate::io::{Barrier, File, IoSeg, zero_segs};
+use crate::io::{Barrier, Buffer, File, IoSeg, segs_len, split_segs, zero_segs};
+use crate::probe::{PROBED, seems};
 use crate::qcow2::create::Preallocation;
 use crate::queue::Queue;
 use crate::sync::{Arc, AtomicBool, Ordering};
@@ -17,6 +18,8 @@ pub(crate) struct RawImage {
     /// The virtual size in bytes: the file's, rounded up to whole sectors.
     pub(crate) size: u64,
     writable: bool,
+    /// Nobody said that it is raw: what is written into its first sector must not make it look like another format's.
+    pub(crate) guessed: bool,
     /// Shared with the image that takes this one's place.
     flushes: Arc<Flushes>,
     /// The host cannot zero a range by itself.
@@ -39,6 +42,7 @@ impl RawImage {
             path: path.to_path_buf(),
             size: length.next_multiple_of(512),
             writable,
+            guessed: false,
             flushes: Arc::new(Flushes::new(no_flush)),
             no_zero_range: AtomicBool::new(false),
         })
@@ -97,6 +101,7 @@ impl RawImage {
             path: self.path.clone(),
             size: self.size,
             writable: false,
+            guessed: self.guessed,
             flushes: self.flushes.clone(),
             no_zero_range: AtomicBool::new(false),
         }
@@ -106,11 +111,12 @@ impl RawImage {
     pub(crate) fn reload(&self) -> Result<Self> {
         let mut image = Self::new(self.file.clone(), &self.path, None, self.writable, false)?;
         image.flushes = self.flushes.clone();
+        image.guessed = self.guessed;
         Ok(image)
     }
 
     pub(crate) fn mapped(&self, offset: u64, write: bool) -> Option<u64> {
-        (self.writable || !write).then_some(offset)
+        (!write || self.writable && !self.is_looked_at(offset)).then_some(offset)
     }
 
     pub(crate) async fn read(&self, queue: &Rc<Queue>, offset: u64, data: &[IoSeg]) -> Result<()> {
@@ -119,8 +125,41 @@ impl RawImage {
 
     pub(crate) async fn write(&self, queue: &Rc<Queue>, offset: u64, data: &[IoSeg]) -> Result<()> {
         self.check_writable()?;
-        let written = queue.write(&self.file, offset, data.to_vec(), Vec::new()).await;
+        let (data, keep) = match self.is_looked_at(offset) && !data.is_empty() {
+            true => self.harmless(queue, offset, data).await?,
+            false => (data.to_vec(), Vec::new()),
+        };
+        let written = queue.write(&self.file, offset, data, keep).await;
         written.map_err(|e| self.error("cannot write", offset, e))
+    }
+
+    /// Whether a write at `offset` changes the bytes by which formats are guessed, and these must stay those of a raw disk.
+    fn is_looked_at(&self, offset: u64) -> bool {
+        self.guessed && offset < PROBED
+    }
+
+    /// What is to be written at `offset`, in the first sector, if the disk still looks like a raw one then. What was looked at is a copy, which
+    /// nobody changes meanwhile. No other write to that sector is under way.
+    async fn harmless(&self, queue: &Rc<Queue>, offset: u64, data: &[IoSeg]) -> Result<(Vec<IoSeg>, Vec<Arc<Buffer>>)> {
+        let len = segs_len(data);
+        let there = len.min(PROBED - offset);
+        let mut first = match there < PROBED {
+            true => queue.read_buffer(&self.file, 0, PROBED as usize).await,
+            false => Ok(Buffer::zeroed(PROBED as usize)),
+        }
+        .map_err(|e| self.error("cannot read", 0, e))?;
+        first.gather(offset as usize, &split_segs(data, 0, there));
+        if let Some(format) = seems(&first) {
+            let message = format!(
+                "the format was guessed to be raw, and what is to be written would make it look like {format}; say the \
+                 format to have it written"
+            );
+            return Err(self.error(&message, offset, std::io::Error::from_raw_os_error(libc::EPERM)));
+        }
+        let first = Arc::new(first);
+        let mut checked = vec![first.seg(offset as usize, there as usize)];
+        checked.extend(split_segs(data, there, len - there));
+        Ok((checked, vec![first]))
     }
 
     pub(crate) async fn flush(&self, queue: &Rc<Queue>) -> Result<()> {

@@ -171,6 +171,9 @@ pub struct DiskSpec {
     /// The disk was just made to be filled, and will have so many bytes: until
     /// [`finish_filling`](crate::Disk::finish_filling) it does not look whole. See [`NewImage::unfinished`](crate::NewImage::unfinished).
     pub unfinished: Option<u64>,
+    /// Its format was guessed. If that is raw, no write makes its first sector look like another format's, which the next one who guesses
+    /// would take it for.
+    pub guessed: bool,
 }
 
 /// What is wrong with a DISK.
@@ -237,6 +240,7 @@ impl DiskSpec {
             secret: None,
             force_raw: false,
             unfinished: None,
+            guessed: false,
         }
     }
 

@@ -98,8 +98,9 @@ fn base_spec(reader: &Arc<Disk>, spec: &DiskSpec, depth: usize) -> Result<DiskSp
         lock: spec.lock,
         secret: spec.secret.clone(),
         metadata_cache: spec.metadata_cache,
-        // Its format stands in a header, or was given.
+        // Its format stands in a header, was given, or was guessed.
         force_raw: true,
+        guessed: layer.guessed,
         ..DiskSpec::new(&layer.path, layer.format)
     })
 }

@@ -8,6 +8,7 @@ use super::guest::policy;
 use super::image::{Base, Made, Shape, make, noise, scribble};
 use super::qemu::{self, assert_clean, content, text};
 use super::read_test::assert_same;
+use crate::chain::OpenPolicy;
 use crate::disk::Disk;
 use crate::error::ErrorKind;
 use crate::io::host::Engine;
@@ -353,4 +354,30 @@ fn what_cannot_be_amended_changes_no_byte() {
         assert!(reason.starts_with(expected), "{reason}");
         assert!(fs::read(&path).unwrap() == before, "{expected}");
     }
+}
+
+#[test]
+fn what_is_committed_into_a_disk_that_is_raw_by_a_guess_does_not_make_an_image_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let [path, base] = ["over.qcow2", "base.raw"].map(|name| dir.path().join(name));
+    fs::write(&base, vec![1; 1 << 20]).unwrap();
+    let make = || {
+        qemu::img(&["create", "-q", "-f", "qcow2", "-b", text(&base), "-F", "raw", text(&path)]);
+        fs::write(dir.path().join("magic"), b"QFI\xfb\0\0\0\x03").unwrap();
+        qemu::io(&path, &[format!("write -q -s {} 0 512", text(&dir.path().join("magic"))), "write -q 64k 64k".into()]);
+    };
+    let guessing = OpenPolicy { probe: true, ..policy(Engine::Auto) };
+    let commit = || commit(&spec(&path), &guessing, &CommitOptions::default(), Box::new(|_, _| {}));
+    make();
+    // The header no longer says the format.
+    let mut bytes = fs::read(&path).unwrap();
+    let at = bytes.windows(4).position(|four| four == [0xe2, 0x79, 0x2a, 0xca]).unwrap();
+    bytes[at] = 0;
+    fs::write(&path, bytes).unwrap();
+    let refused = commit().unwrap_err();
+    assert!(refused.strerror() == "Operation not permitted", "{refused}");
+    assert_eq!(fs::read(&base).unwrap()[..512], [1; 512]);
+    make();
+    commit().unwrap();
+    assert_eq!(fs::read(&base).unwrap()[..4], *b"QFI\xfb");
 }
