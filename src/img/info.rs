@@ -292,7 +292,7 @@ fn snapshot_tree(snapshot: &SnapshotInfo) -> Tree {
 }
 
 /// What only a qcow2 image has.
-fn qcow2_tree(qcow2: &Qcow2Info) -> Tree {
+pub(crate) fn qcow2_tree(qcow2: &Qcow2Info) -> Tree {
     let header = &qcow2.header;
     let is_new = header.version >= 3;
     let compression = match header.compression {

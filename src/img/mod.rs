@@ -18,7 +18,7 @@ mod convert;
 mod create;
 mod create_options;
 mod dd;
-mod info;
+pub(crate) mod info;
 mod luks_volume;
 mod map;
 mod measure;

@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use cowhand_block::protocol::Protocol;
 use cowhand_block::{Content, DiskSpec, Extents, Format, inspect};
-use cowhand_qcow2::{Compression, Header, Incompatible};
 
 use super::command::{Command, Needs};
 use super::number::amount;
 use super::session::{Failed, Outcome, Session};
+use crate::img::info::qcow2_tree;
 
 pub(crate) const COMMANDS: &[&Command] = &[&ALLOC, &MAP, &LENGTH, &INFO];
 
@@ -158,41 +158,16 @@ fn info(session: &mut Session, _: &'static Command, _: &[String]) -> Outcome {
         return Ok(());
     }
     // It is locked already.
-    let header = match inspect(&DiskSpec { lock: false, ..spec }, &policy) {
-        Ok(info) => info.qcow2.map(|qcow2| qcow2.header),
+    let qcow2 = match inspect(&DiskSpec { lock: false, ..spec }, &policy) {
+        Ok(info) => info.qcow2,
         Err(error) => return session.error(&error.reason()),
     };
-    if let Some(header) = header {
-        let text = describe(&header);
-        session.out.print(&text);
+    if let Some(qcow2) = qcow2 {
+        let geometry = qcow2.header.geometry();
+        let vm_state = qcow2.header.l1_entries_needed().saturating_mul(geometry.l2_coverage());
+        session.say(&format!("cluster size: {}", amount(geometry.cluster_bits.size() as f64)));
+        session.say(&format!("vm state offset: {}\nFormat specific information:", amount(vm_state as f64)));
+        session.out.print(&qcow2_tree(&qcow2).human(1));
     }
     Ok(())
-}
-
-/// What an image's header says.
-fn describe(header: &Header) -> String {
-    let geometry = header.geometry();
-    let cluster = geometry.cluster_bits.size();
-    let vm_state = header.l1_entries_needed().saturating_mul(geometry.l2_coverage());
-    let mut lines = vec![
-        format!("cluster size: {}", amount(cluster as f64)),
-        format!("vm state offset: {}", amount(vm_state as f64)),
-        "Format specific information:".into(),
-        format!("    compat: {}", if header.version >= 3 { "1.1" } else { "0.10" }),
-        format!("    compression type: {}", if header.compression == Compression::Zstd { "zstd" } else { "zlib" }),
-    ];
-    let v3 = header.version >= 3;
-    if v3 {
-        lines.push(format!("    lazy refcounts: {}", header.has_lazy_refcounts()));
-    }
-    lines.push(format!("    refcount bits: {}", header.refcount_bits()));
-    if let Some(name) = header.external_data_file_name() {
-        lines.push(format!("    data file: {}", String::from_utf8_lossy(name)));
-        lines.push(format!("    data file raw: {}", header.is_data_file_raw()));
-    }
-    if v3 {
-        lines.push(format!("    corrupt: {}", header.incompatible.contains(Incompatible::CORRUPT)));
-        lines.push(format!("    extended l2: {}", header.is_extended_l2()));
-    }
-    lines.join("\n") + "\n"
 }
