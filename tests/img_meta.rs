@@ -455,3 +455,37 @@ fn as_cowhand_img_formats_are_guessed_only_where_that_is_harmless() {
     assert!(refused.complained.contains("--allow-dir"), "{refused:?}");
     assert_eq!(cowhand(&["info", "--backing-chain", "--allow-dir", ".", "sub/up.qcow2"]).status, Some(0));
 }
+
+#[test]
+fn the_file_system_is_asked_for_what_qemu_img_asks() {
+    // The second knows nothing of it, on nearly every host.
+    for place in [std::env::temp_dir(), "/dev/shm".into()] {
+        let Ok(dir) = tempfile::tempdir_in(place) else { continue };
+        for format in ["qcow2", "raw"] {
+            for options in [
+                "nocow=on",
+                "extent_size_hint=2M,nocow=on",
+                "extent_size_hint=64k",
+                "extent_size_hint=0",
+                "extent_size_hint=5G",
+                "extent_size_hint=x",
+                "nocow=maybe",
+                "nocow=off,extent_size_hint=1000",
+            ] {
+                let args = ["create", "-f", format, "-o", options, "disk", "1M"];
+                let flags = || {
+                    let file = fs::File::open(dir.path().join("disk")).ok()?;
+                    rustix::fs::ioctl_getflags(&file).ok()
+                };
+                let (here, our_flags) = (ours(dir.path(), &args), flags());
+                let _ = fs::remove_file(dir.path().join("disk"));
+                let (there, their_flags) = (theirs(dir.path(), &args), flags());
+                let _ = fs::remove_file(dir.path().join("disk"));
+                assert_eq!(here, there, "{args:?} in {}", dir.path().display());
+                if here.status == Some(0) {
+                    assert_eq!(our_flags, their_flags, "{args:?}");
+                }
+            }
+        }
+    }
+}

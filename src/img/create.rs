@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::Parser;
-use cowhand_block::{Backing, Format, NewFormat, Preallocation, inspect, make_image};
+use cowhand_block::{Backing, FileHints, Format, NewFormat, Preallocation, inspect, make_image};
 use cowhand_qcow2::CryptMethod;
 
 use super::context::{is_one_of, is_part_of};
@@ -109,7 +109,8 @@ fn run_luks(args: &Args, options: &Options, cx: &Context) -> Result<u8, Failure>
     if !args.quiet {
         println!("Formatting '{name}', {}", volume.shown(size));
     }
-    make_as(volume.format(size, &cx.secrets).map_err(of_image)?, name, false, cx).map_err(of_image)?;
+    let (format, preallocation) = volume.format(size, &cx.secrets).map_err(of_image)?;
+    make_as((format, preallocation, FileHints::default()), name, false, cx).map_err(of_image)?;
     Ok(0)
 }
 
@@ -124,24 +125,27 @@ pub(super) fn make_to_fill(options: &CreateOptions, size: u64, name: &str, cx: &
     Ok(size.next_multiple_of(512))
 }
 
-fn content(options: &CreateOptions, size: u64, cx: &Context) -> Result<(NewFormat, Preallocation), String> {
-    Ok(match options.image(size)? {
+/// What an image is, what of its space is taken at once, and what the file system is asked for.
+type What = (NewFormat, Preallocation, FileHints);
+
+fn content(options: &CreateOptions, size: u64, cx: &Context) -> Result<What, String> {
+    let (format, preallocation) = match options.image(size)? {
         NewImage::Raw { size, preallocation } => (NewFormat::Raw(size), preallocation),
         NewImage::Qcow2 { params, preallocation } => {
             (NewFormat::Qcow2(params, options.encryption(&cx.secrets)?), preallocation)
         }
-    })
+    };
+    Ok((format, preallocation, options.hints()?))
 }
 
-fn make_as(
-    (format, preallocation): (NewFormat, Preallocation),
-    name: &str,
-    unfinished: bool,
-    cx: &Context,
-) -> Result<(), String> {
+fn make_as((format, preallocation, hints): What, name: &str, unfinished: bool, cx: &Context) -> Result<(), String> {
     let path = cowhand_block::options::plain_name(name);
-    let new = cowhand_block::NewImage { path: path.clone(), format, preallocation, replace: true, unfinished };
-    make_image(&cx.policy, &new).map_err(|e| if e.path() == Some(&path) { e.reason() } else { e.to_string() })
+    let new = cowhand_block::NewImage { path: path.clone(), format, preallocation, replace: true, unfinished, hints };
+    let made = make_image(&cx.policy, &new);
+    if let Some(e) = made.map_err(|e| if e.path() == Some(&path) { e.reason() } else { e.to_string() })? {
+        cx.warn(&format!("Failed to set extent size hint: {}", e.strerror()));
+    }
+    Ok(())
 }
 
 fn positional_size(text: &str) -> Result<u64, Failure> {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use cowhand_block::secret::SecretSource;
-use cowhand_block::{Encryption, Format, Preallocation};
+use cowhand_block::{Encryption, FileHints, Format, Preallocation};
 use cowhand_qcow2::cipher::{Aes, Iv, Mode};
 use cowhand_qcow2::luks::Hash;
 use cowhand_qcow2::{CipherSpec, ClusterBits, Compression, CreateParams};
@@ -73,7 +73,7 @@ const RAW: [Known; 4] = [
     EXTENT_SIZE_HINT,
 ];
 
-/// What a file can be asked to be, whatever its content. It is known, and refused.
+/// What the file system is asked for, whatever the file's content.
 const NOCOW: Known = known("nocow", Kind::OnOff, None, "Turn off copy-on-write (valid only on btrfs)");
 const EXTENT_SIZE_HINT: Known =
     known("extent_size_hint", Kind::Size, None, "Extent size hint for the image file, 0 to disable");
@@ -189,12 +189,7 @@ impl CreateOptions {
 
     /// The image that they make, of `size` bytes.
     pub(super) fn image(&self, size: u64) -> Result<NewImage, String> {
-        if self.is_on("nocow") {
-            return Err("nocow=on is not supported; 'chattr +C' on the directory does the same".into());
-        }
-        if self.get("extent_size_hint").is_some_and(|hint| hint != "0") {
-            return Err("extent_size_hint is not supported".into());
-        }
+        self.hints()?;
         let preallocation = match self.get("preallocation") {
             None | Some("off") => Preallocation::Off,
             Some("metadata") if self.format == Format::Qcow2 => Preallocation::Metadata,
@@ -211,6 +206,13 @@ impl CreateOptions {
             return Err("Backing file and preallocation can only be used at the same time if extended_l2 is on".into());
         }
         Ok(NewImage::Qcow2 { params, preallocation })
+    }
+
+    /// What the file system is asked for.
+    pub(super) fn hints(&self) -> Result<FileHints, String> {
+        let extent_size =
+            self.get("extent_size_hint").map(|size| size.parse().map_err(|_| "Extent size hint is too large"));
+        Ok(FileHints { no_copy_on_write: self.is_on("nocow"), extent_size: extent_size.transpose()? })
     }
 
     fn is_on(&self, key: &str) -> bool {

@@ -20,7 +20,15 @@ fn open(world: &World, format: Format, readonly: bool) -> Result<Arc<Disk>> {
 }
 
 fn unfinished(path: &Path, format: NewFormat) -> NewImage {
-    NewImage { path: path.to_path_buf(), format, preallocation: Preallocation::Off, replace: true, unfinished: true }
+    let hints = crate::FileHints::default();
+    NewImage {
+        path: path.to_path_buf(),
+        format,
+        preallocation: Preallocation::Off,
+        replace: true,
+        unfinished: true,
+        hints,
+    }
 }
 
 fn write(disk: &Arc<Disk>, offset: u64, flush: bool) {

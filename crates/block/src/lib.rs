@@ -56,7 +56,7 @@ pub use copy_before::CopyBeforeWrite;
 pub use disk::{Disk, DiskQueue, LayerInfo};
 pub use error::{Error, ErrorKind, Result};
 pub use inspect::{ImageInfo, Qcow2Info, inspect};
-pub use new_image::{Encryption, NewFormat, NewImage, make_image};
+pub use new_image::{Encryption, FileHints, NewFormat, NewImage, make_image};
 pub use overlay::{Overlay, OverlayOptions, OverlaySource, snapshot_disks};
 pub use probe::probe_format;
 pub use qcow2::create::{Preallocation, create_image};

@@ -61,7 +61,22 @@ pub struct NewImage {
     /// Whether it is going to be filled: until that is [over](crate::Disk::finish_filling) it does not look whole, and is opened as
     /// [`DiskSpec::unfinished`]. A block device, and a raw file whose space is taken at once, cannot say so.
     pub unfinished: bool,
+    /// What the file system is asked for.
+    pub hints: FileHints,
 }
+
+/// What is asked of the file system for a new image's files. Not every one does it, and the image is made all the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileHints {
+    /// What is changed is changed in place, rather than written to another one (btrfs).
+    pub no_copy_on_write: bool,
+    /// Space is given in pieces of so many bytes (XFS). If it is not said, 1 MiB, as in QEMU: so the host keeps together what a guest writes
+    /// in small pieces.
+    pub extent_size: Option<u32>,
+}
+
+/// What [`FileHints::extent_size`] is, if it is not said.
+const EXTENT_SIZE: u32 = 1 << 20;
 
 /// How long a raw file is before it is filled, if the disk has more. Not nothing: ext4 takes who writes an emptied file for one who
 /// replaces it, and begins to write all of it to the disk when it is closed, which would take longer than the copy.
@@ -97,11 +112,12 @@ impl Encryption {
 /// A measurement shorter than this says little.
 const PROBE: Duration = Duration::from_millis(20);
 
-/// Makes an image, with its directory entries durable.
+/// Makes an image, with its directory entries durable. What the file system answered to an extent size that was asked for and that it does
+/// not do comes back.
 ///
 /// # Errors
 /// The options contradict each other; the file exists and may not be replaced, or somebody else uses it; the host's.
-pub fn make_image(policy: &OpenPolicy, new: &NewImage) -> Result<()> {
+pub fn make_image(policy: &OpenPolicy, new: &NewImage) -> Result<Option<Error>> {
     let content = match &new.format {
         NewFormat::Raw(size) => Content::Plain { head: Vec::new(), size: *size },
         NewFormat::Luks(size, encryption) => {
@@ -116,7 +132,8 @@ pub fn make_image(policy: &OpenPolicy, new: &NewImage) -> Result<()> {
         }
     };
     let queue = Queue::new(blocking_driver(&policy.storage)?);
-    let mut making = Making { policy, replace: new.replace, queue, files: Vec::new() };
+    let mut making =
+        Making { policy, replace: new.replace, hints: new.hints, queue, files: Vec::new(), unheeded: None };
     let made = making.make(new, content);
     making.finish(made)
 }
@@ -142,8 +159,11 @@ struct Made {
 struct Making<'a> {
     policy: &'a OpenPolicy,
     replace: bool,
+    hints: FileHints,
     queue: Rc<Queue>,
     files: Vec<Made>,
+    /// Why an extent size that was asked for was not set.
+    unheeded: Option<Error>,
 }
 
 impl Making<'_> {
@@ -194,10 +214,30 @@ impl Making<'_> {
             };
             block_on(&self.queue, task).map_err(|e| e.at_path(path))?;
         }
+        self.give_hints(&file, path);
         Ok(file)
     }
 
-    fn finish(self, made: Result<()>) -> Result<()> {
+    fn give_hints(&mut self, file: &File, path: &Path) {
+        let FileHints { no_copy_on_write, extent_size } = self.hints;
+        if file.traits().block_device {
+            return;
+        }
+        if no_copy_on_write {
+            // A file system that knows nothing of it changes files in place already, or cannot.
+            let _ = file.set_no_copy_on_write();
+        }
+        let size = extent_size.unwrap_or(EXTENT_SIZE);
+        if size > 0
+            && let Err(e) = file.set_extent_size(size)
+            && extent_size.is_some()
+        {
+            let unheeded = Error::io("cannot set the extent size", e).at_path(path);
+            self.unheeded.get_or_insert(unheeded);
+        }
+    }
+
+    fn finish(self, made: Result<()>) -> Result<Option<Error>> {
         let storage = &self.policy.storage;
         let mut result = made;
         for Made { path, file, replaced } in self.files {
@@ -213,7 +253,7 @@ impl Making<'_> {
                 result = synced.map_err(|e| Error::io("cannot make the directory entry durable", e).at_path(&path));
             }
         }
-        result
+        result.map(|()| self.unheeded)
     }
 }
 

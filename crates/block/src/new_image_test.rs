@@ -12,7 +12,14 @@ fn qcow2(params: CreateParams) -> NewFormat {
 }
 
 fn new(path: &Path, format: NewFormat) -> NewImage {
-    NewImage { path: path.to_path_buf(), format, preallocation: Preallocation::Off, replace: true, unfinished: false }
+    NewImage {
+        path: path.to_path_buf(),
+        format,
+        preallocation: Preallocation::Off,
+        replace: true,
+        unfinished: false,
+        hints: FileHints::default(),
+    }
 }
 
 #[test]

@@ -102,6 +102,22 @@ pub trait FileOps: Send + Sync {
         self.length()
     }
 
+    /// Asks that the file, which is empty, be changed in place, where the file system would otherwise write what is changed to another place.
+    ///
+    /// # Errors
+    /// The system's; most file systems know of nothing else.
+    fn set_no_copy_on_write(&self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Asks that the file, which is empty, get its space in pieces of so many bytes.
+    ///
+    /// # Errors
+    /// The system's; few file systems do that.
+    fn set_extent_size(&self, _bytes: u32) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// The first bytes from `offset` on that may be something else than zeros; none if there are no such up to the file's end. A
     /// storage that knows nothing of holes says that all is data.
     ///

@@ -12,7 +12,7 @@ use super::filling::marked;
 use crate::chain::{self, OpenPolicy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Barrier, Buffer, File, Storage, zero_segs};
-use crate::new_image::{NewFormat, NewImage, make_image};
+use crate::new_image::{FileHints, NewFormat, NewImage, make_image};
 use crate::queue::Queue;
 use crate::sync::Arc;
 
@@ -57,10 +57,9 @@ pub fn create_image(
 ) -> Result<()> {
     let policy = OpenPolicy { storage: storage.clone(), ..OpenPolicy::host() };
     let format = NewFormat::Qcow2(Box::new(params.clone()), None);
-    make_image(
-        &policy,
-        &NewImage { path: path.to_path_buf(), format, preallocation, replace: false, unfinished: false },
-    )
+    let (path, hints) = (path.to_path_buf(), FileHints::default());
+    let new = NewImage { path, format, preallocation, replace: false, unfinished: false, hints };
+    make_image(&policy, &new).map(drop)
 }
 
 /// Where the external data file of a new image is to be, if it has one.

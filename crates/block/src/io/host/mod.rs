@@ -1,6 +1,7 @@
 //! The seam on a Linux host: files, directories and image locks; its I/O queues are [`uring`] and [`threads`],
-//! its pool that computes is [`compute`].
+//! its pool that computes is [`compute`]; [`attributes`] are what file systems can be asked for.
 
+mod attributes;
 mod compute;
 mod inline;
 mod lock;
@@ -103,6 +104,15 @@ impl FileOps for HostFile {
     fn allocated(&self) -> io::Result<u64> {
         // The system counts in 512 bytes, whatever the file system's blocks are.
         Ok(rustix::fs::fstat(&self.fd)?.st_blocks.cast_unsigned().saturating_mul(512))
+    }
+
+    fn set_no_copy_on_write(&self) -> io::Result<()> {
+        let flags = rustix::fs::ioctl_getflags(&self.fd)?;
+        Ok(rustix::fs::ioctl_setflags(&self.fd, flags | rustix::fs::IFlags::NOCOW)?)
+    }
+
+    fn set_extent_size(&self, bytes: u32) -> io::Result<()> {
+        attributes::set_extent_size(&self.fd, bytes)
     }
 
     fn data_after(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
