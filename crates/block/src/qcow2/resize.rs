@@ -23,7 +23,7 @@ use super::entry::Stored;
 use super::mapping::Kind;
 use super::zero::Zeros;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::File;
+use crate::io::{Barrier, File};
 use crate::mutation::Mutation;
 use crate::queue::Queue;
 
@@ -85,6 +85,10 @@ impl Image {
         }
         let grown = self.reload_as(queue, Some(size)).await?;
         grown.zero_new_part(queue, self.size()).await?;
+        if preallocation == Preallocation::Falloc {
+            // The host gives a place to what was written: so it lies with what is reserved next.
+            grown.barrier(queue, Barrier::Data).await?;
+        }
         grown.preallocate(queue, self.size(), preallocation).await?;
         grown.finish(queue).await?;
         grown.switch_header(queue, |header| header.size = size).await
