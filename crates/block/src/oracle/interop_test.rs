@@ -4,18 +4,20 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use cowhand_qcow2::{ClusterBits, Compression, CreateParams};
+use cowhand_qcow2::{ClusterBits, Compression, CreateParams, Header};
 
-use super::guest::{policy, read_all};
+use super::guest::{ask, policy, read_all};
 use super::image::{Base, Shape, noise, scribble};
 use super::read_test::assert_same;
 use super::write_test::play;
 use super::{dice, matrix, qemu};
 use crate::disk::{Disk, block_on};
+use crate::io::Buffer;
 use crate::io::host::Engine;
 use crate::io::sim::Rng;
 use crate::qcow2::create;
 use crate::queue::Queue;
+use crate::request::Request;
 use crate::spec::{DiskSpec, Format};
 
 /// What is promised of the matrix.
@@ -170,4 +172,60 @@ fn chains_of_layers_that_each_side_made_read_alike() {
             below = (name, Format::Qcow2);
         }
     }
+}
+
+/// Two images alike that QEMU made, with these options.
+fn twins(dir: &Path, options: &str, size: u64) -> [std::path::PathBuf; 2] {
+    ["ours.qcow2", "theirs.qcow2"].map(|name| {
+        let path = dir.join(name);
+        qemu::img(&["create", "-q", "-f", "qcow2", "-o", options, qemu::text(&path), &size.to_string()]);
+        path
+    })
+}
+
+fn open(path: &Path) -> crate::sync::Arc<Disk> {
+    Disk::open(&DiskSpec::new(path, Format::Qcow2), &policy(Engine::Auto)).unwrap()
+}
+
+#[test]
+fn data_that_is_written_at_once_and_refcount_blocks_lie_where_qemu_lays_them() {
+    let dir = tempfile::tempdir().unwrap();
+    for (options, clusters) in [("cluster_size=4k,refcount_bits=64", 2038), ("cluster_size=512,refcount_bits=32", 1500)]
+    {
+        let cluster = if options.contains("4k") { 4096 } else { 512 };
+        let [ours, theirs] = twins(dir.path(), options, clusters * cluster);
+        qemu::io(&theirs, &[format!("write -q -P 1 0 {}", clusters * cluster)]);
+        let disk = open(&ours);
+        let mut queue = disk.queue().unwrap();
+        let data = Buffer::from_bytes(&vec![1; (clusters * cluster) as usize]);
+        ask(&mut queue, Request::Write { offset: 0, data: vec![data.seg(0, data.len())] }).unwrap();
+        drop(queue);
+        disk.close().unwrap();
+        qemu::assert_clean(&ours);
+        let laid = |path: &Path| {
+            let image = std::fs::read(path).unwrap();
+            let header = Header::parse(&image, image.len() as u64).unwrap();
+            let table = image[header.refcount_table_offset.get() as usize..][..cluster as usize].to_vec();
+            (table, qemu::img(&["map", "--output=json", "-f", "qcow2", qemu::text(path)]))
+        };
+        assert_eq!(laid(&ours), laid(&theirs), "{options}");
+    }
+}
+
+#[test]
+fn a_new_bitmap_is_written_once_where_qemu_writes_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let [ours, theirs] = twins(dir.path(), "cluster_size=64k", 10 << 20);
+    qemu::img(&["bitmap", "--add", "-f", "qcow2", qemu::text(&theirs), "b"]);
+    let disk = open(&ours);
+    disk.create_bitmap("b", None, true).unwrap();
+    disk.close().unwrap();
+    let directory = |path: &Path| {
+        let image = std::fs::read(path).unwrap();
+        let place = Header::parse(&image, image.len() as u64).unwrap().bitmaps_extension().unwrap().unwrap();
+        image[place.directory_offset.get() as usize..][..place.directory_size as usize].to_vec()
+    };
+    // Its table's place and its flags are in there.
+    assert_eq!(directory(&ours), directory(&theirs));
+    qemu::assert_clean(&ours);
 }

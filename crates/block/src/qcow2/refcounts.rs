@@ -225,29 +225,40 @@ impl Refcounts {
             self.hint += 1;
         }
         let first = self.hint;
-        self.ensure_block(first, now)?;
-        // Making the block may have taken the very cluster.
-        if !self.is_free(first)? {
-            return self.allocate(wanted, now);
-        }
+        self.check_countable(first)?;
         let mut clusters = 0;
+        let mut uncounted = None;
         while clusters < wanted && first + clusters < self.limit {
             let cluster = first + clusters;
             let (index, _) = self.split(cluster);
-            // Beyond the first cluster, whatever would need I/O or a new block ends the extent.
-            let named = self.table.get(index as usize).is_some_and(|e| e.raw() != 0);
-            let free = named && matches!(self.is_free(cluster), Ok(true));
-            if !free {
+            // Beyond the first cluster, whatever would need I/O or a second new block ends the extent.
+            let countable =
+                uncounted.is_none_or(|uncounted| uncounted == index) && self.check_countable(cluster).is_ok();
+            if !countable || !matches!(self.is_free(cluster), Ok(true)) {
                 break;
             }
-            self.put(cluster, 1, now)?;
+            if !self.has_block(index) {
+                uncounted = Some(index);
+            }
             clusters += 1;
         }
         if clusters == 0 {
             return Err(Need::Space);
         }
-        self.hint = first + clusters;
         let zeroed = first >= self.fresh;
+        if let Some(index) = uncounted {
+            // The block lies behind the extent, which so stays in one piece; or else it takes the extent's last cluster.
+            let behind = first + clusters;
+            let has_room =
+                self.split(behind).0 == index && behind < self.limit && matches!(self.is_free(behind), Ok(true));
+            clusters -= u64::from(!has_room);
+            self.make_block(index, first + clusters, now)?;
+        }
+        self.hint = first + clusters;
+        if clusters == 0 {
+            return self.allocate(wanted, now);
+        }
+        (first..first + clusters).try_for_each(|cluster| self.put(cluster, 1, now))?;
         self.fresh = self.fresh.max(first + clusters);
         Ok(Extent { host: HostOffset::new(first << self.geometry.cluster_bits.bits()), clusters, zeroed })
     }
@@ -329,28 +340,23 @@ impl Refcounts {
         Ok(())
     }
 
-    /// Sees to it that the block counting `cluster` exists. A new one lies in the first free cluster that it counts itself.
-    fn ensure_block(&mut self, cluster: u64, now: u64) -> Result<(), Need> {
+    /// Whether there is a block that counts `cluster`, or can be.
+    fn check_countable(&self, cluster: u64) -> Result<(), Need> {
         let (index, _) = self.split(cluster);
-        let Ok(slot) = usize::try_from(index) else { return Err(Need::Space) };
-        if slot >= self.table.len() {
-            return if cluster < self.limit { Err(Need::Table(index)) } else { Err(Need::Space) };
+        let in_table = usize::try_from(index).is_ok_and(|slot| slot < self.table.len());
+        match cluster < self.limit {
+            true if !in_table => Err(Need::Table(index)),
+            false if !self.has_block(index) => Err(Need::Space),
+            _ => Ok(()),
         }
-        if self.table[slot].raw() != 0 {
-            return Ok(());
-        }
-        if cluster >= self.limit {
-            return Err(Need::Space);
-        }
-        // No block: nothing that it would count is in use, and `cluster` is the first that may be given out.
-        let place = HostOffset::new(cluster << self.geometry.cluster_bits.bits());
-        self.table[slot] = RefTableEntry::new(place)?;
-        self.block_places.insert(cluster);
-        self.unnamed.insert(index);
-        self.add_new_block(index, now);
-        self.put(cluster, 1, now)?;
-        self.fresh = self.fresh.max(cluster + 1);
-        self.hint = self.hint.max(cluster + 1);
+    }
+
+    /// Makes a block in a cluster that it counts itself: a free one, which nothing that it counts is before that.
+    fn make_block(&mut self, index: u64, place: u64, now: u64) -> Result<(), Need> {
+        let offset = HostOffset::new(place << self.geometry.cluster_bits.bits());
+        self.add_block(index, offset, now)?;
+        self.put(place, 1, now)?;
+        self.fresh = self.fresh.max(place + 1);
         Ok(())
     }
 

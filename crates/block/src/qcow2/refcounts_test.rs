@@ -67,3 +67,58 @@ fn growth_that_failed_leaves_its_place_to_nobody() {
     // Clusters of the failed one are free, but not known to be zero.
     assert!(!refcounts.allocate(1, 1).is_ok_and(|extent| extent.zeroed && extent.host.get() < end));
 }
+
+/// Refcounts of 64 to a block, of which the first alone is there, and counts its first clusters.
+fn one_block(used: u64, limit: Option<u64>, reserved: Layout) -> Refcounts {
+    let cluster_bits = ClusterBits::new(9).unwrap();
+    let geometry = Geometry { cluster_bits, version: 3, extended_l2: false, has_data_file: false, refcount_order: 6 };
+    let mut table = vec![RefTableEntry::default(); 64];
+    table[0] = RefTableEntry::new(HostOffset::new(1024)).unwrap();
+    let limit = limit.map(|clusters| clusters * 512);
+    let mut refcounts = Refcounts::new(geometry, HostOffset::new(512), table, used, limit, Arc::new(reserved), 1 << 20);
+    let mut block = [0; 512];
+    (0..used as usize).for_each(|cluster| refcount::set(6, &mut block, cluster, 1).unwrap());
+    refcounts.loaded(0, &block);
+    refcounts
+}
+
+/// The clusters that are given out next, and where the block with that index is afterwards.
+fn given(refcounts: &mut Refcounts, wanted: u64, index: usize) -> (Range<u64>, u64) {
+    let extent = refcounts.allocate(wanted, 1).unwrap();
+    let first = extent.host.get() / 512;
+    let clusters = first..first + extent.clusters;
+    let place = refcounts.table().1[index].raw() / 512;
+    assert!(clusters.clone().all(|cluster| refcounts.get(cluster).unwrap() == 1));
+    assert!(place == 0 || refcounts.get(place).unwrap() == 1 && !clusters.contains(&place));
+    (clusters, place)
+}
+
+#[test]
+fn an_extent_goes_on_into_what_a_new_block_counts_which_lies_behind_it() {
+    let mut refcounts = one_block(60, None, Layout::default());
+    assert_eq!(given(&mut refcounts, 20, 1), (60..80, 80));
+    assert_eq!(given(&mut refcounts, 5, 1), (81..86, 80));
+    // Up to a second new block: the first one has the last cluster that it counts.
+    assert_eq!(given(&mut refcounts, 500, 2), (86..191, 191));
+    assert_eq!(given(&mut refcounts, 1, 3), (192..193, 193));
+}
+
+#[test]
+fn a_new_block_takes_an_extents_last_cluster_where_there_is_none_behind_it() {
+    let mut refcounts = one_block(60, Some(70), Layout::default());
+    assert_eq!(given(&mut refcounts, 20, 1), (60..69, 69));
+    assert!(matches!(refcounts.allocate(1, 1), Err(Need::Space)));
+    let reserved = |clusters| {
+        let part =
+            super::super::layout::Part { what: super::super::layout::Structure::L1Table, clusters, shared: false };
+        Layout::new(vec![part]).unwrap()
+    };
+    let mut refcounts = one_block(60, None, reserved(70..75));
+    assert_eq!(given(&mut refcounts, 20, 1), (60..69, 69));
+    // The only one that is free there.
+    let mut refcounts = one_block(64, None, reserved(65..70));
+    assert_eq!(given(&mut refcounts, 2, 1), (70..72, 64));
+    let mut refcounts = one_block(60, None, reserved(64..70));
+    assert_eq!(given(&mut refcounts, 20, 1), (60..64, 0));
+    assert_eq!(given(&mut refcounts, 2, 1), (70..72, 72));
+}
