@@ -368,11 +368,11 @@ fn fill(args: &Args, plan: &Plan<'_>, sources: &[Arc<Disk>], target: &Arc<Disk>,
     });
     let copied = copy(sources, target, &plan.copy, listener).map_err(|e| in_words(&e));
     let finished = copied.and_then(|()| {
-        let whole = if args.no_create { Ok(()) } else { target.finish_filling() };
-        whole.map_err(|e| Failure::new(e.reason()))?;
         if args.bitmaps {
             copy_bitmaps(&sources[0], target, cx)?;
         }
+        let whole = if args.no_create { Ok(()) } else { target.finish_filling() };
+        whole.map_err(|e| Failure::new(e.reason()))?;
         target.close().map_err(|e| Failure::new(e.reason()))
     });
     if let Some(progress) = progress {

@@ -65,6 +65,9 @@ fn an_image_opens_only_when_it_is_finished() {
         let spec = DiskSpec { lock: false, unfinished: Some(SIZE), ..DiskSpec::new(path, Format::Qcow2) };
         let disk = Disk::open(&spec, &policy).unwrap();
         write(&disk, 65536, true);
+        if version == 3 {
+            disk.create_bitmap("b", None, true).unwrap();
+        }
         let error = open(&world, Format::Qcow2, true).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Corrupt);
         assert!(error.to_string().contains("never finished"), "{error}");

@@ -7,11 +7,13 @@ use std::rc::Rc;
 
 use cowhand_qcow2::{Autoclear, Compatible, ExtensionKind, FormatError, Header, HeaderSwitch, HostOffset};
 
+use super::filling::{marked, unmark};
 use super::layout::Structure;
 use super::{HeaderState, Image};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::Barrier;
+use crate::io::{Barrier, Buffer};
 use crate::queue::Queue;
+use crate::sync::Ordering;
 
 impl Image {
     /// Changes the header, durably. Alone with the image; what else of it the new header makes another is for the caller, who has it
@@ -22,10 +24,21 @@ impl Image {
     pub(super) async fn replace_header(&self, queue: &Rc<Queue>, change: impl FnOnce(&mut Header)) -> Result<()> {
         let _commit = self.commit_lock.lock().await;
         let switch = self.plan_header(queue, change).await?;
+        self.take_header_steps(queue, switch).await
+    }
+
+    /// Writes another header, step by step, each durable before the next. The caller holds the commit lock.
+    ///
+    /// # Errors
+    /// The host's: then only the file can tell which header it has.
+    pub(super) async fn take_header_steps(&self, queue: &Rc<Queue>, switch: HeaderSwitch) -> Result<()> {
         let last = switch.steps.len();
         for (i, step) in switch.steps.iter().enumerate() {
             for (offset, sector) in step {
-                self.write_as(queue, Structure::Header, HostOffset::new(*offset), sector).await?;
+                // As long as it is being filled, it does not look whole.
+                let shown = (*offset == 0 && self.filling.load(Ordering::SeqCst)).then(|| marked(sector));
+                let shown = shown.as_deref().unwrap_or(sector);
+                self.write_as(queue, Structure::Header, HostOffset::new(*offset), shown).await?;
             }
             self.barrier(queue, if i + 1 < last { Barrier::BeforeHeader } else { Barrier::Header }).await?;
         }
@@ -34,13 +47,23 @@ impl Image {
         Ok(())
     }
 
+    /// The cluster with the header, as it is when nothing is being filled.
+    ///
+    /// # Errors
+    /// The host's.
+    pub(super) async fn header_area(&self, queue: &Rc<Queue>) -> Result<Buffer> {
+        let read = queue.read_buffer(&self.file, 0, self.cluster_size() as usize).await;
+        let mut area = read.map_err(|e| self.io_error("cannot read the header", 0, e))?;
+        unmark(&mut area);
+        Ok(area)
+    }
+
     /// How the header would change.
     async fn plan_header(&self, queue: &Rc<Queue>, change: impl FnOnce(&mut Header)) -> Result<HeaderSwitch> {
         let old = self.header.lock().header.clone();
         let mut new = old.clone();
         change(&mut new);
-        let read = queue.read_buffer(&self.file, 0, self.cluster_size() as usize).await;
-        let area = read.map_err(|e| self.io_error("cannot read the header", 0, e))?;
+        let area = self.header_area(queue).await?;
         new.replace(&old, &area).map_err(|e| {
             let (kind, message) = match e {
                 FormatError::HeaderFull { .. } => (ErrorKind::NoSpace, "No space left in the file header".to_string()),

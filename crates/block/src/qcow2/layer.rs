@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::Image;
 use super::mapping::Kind;
-use super::open::{ImageOptions, Opening};
+use super::open::ImageOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::grace::Grace;
 use crate::node::Node;
@@ -15,7 +15,7 @@ impl Image {
     /// The image as a layer below another one: read anew, not to be written, with `metadata_cache` bytes for its tables. Nobody uses
     /// this one any more, and nothing of it is unwritten.
     pub(crate) async fn lowered(&self, queue: &Rc<Queue>, metadata_cache: u64) -> Result<Self> {
-        let opening = Opening::header(queue, self.file.clone(), &self.path).await?;
+        let opening = self.read_header(queue).await?;
         let size = opening.parsed().size;
         let links = (self.backing.clone(), self.external.clone());
         let metadata_cache = Some(metadata_cache);

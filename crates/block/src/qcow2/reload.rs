@@ -22,7 +22,7 @@ impl Image {
 
     /// The same, as an image of `size` bytes where that is not yet what the header says.
     pub(super) async fn reload_as(&self, queue: &Rc<Queue>, size: Option<u64>) -> Result<Self> {
-        let opening = Opening::header(queue, self.file.clone(), &self.path).await?;
+        let opening = self.read_header(queue).await?;
         let size = size.unwrap_or(opening.parsed().size);
         let links = (self.backing.clone(), self.external.clone());
         let mut image = opening.finish_as(queue, links, self.cipher.clone(), self.options, size).await?;
@@ -34,9 +34,17 @@ impl Image {
         Ok(image)
     }
 
+    /// The header as it is in the file now.
+    pub(super) async fn read_header(&self, queue: &Rc<Queue>) -> Result<Opening> {
+        if self.filling.load(Ordering::SeqCst) {
+            return Opening::unfinished(queue, self.file.clone(), &self.path).await;
+        }
+        Opening::header(queue, self.file.clone(), &self.path).await
+    }
+
     /// The image as it was when the snapshot was taken, for reading. Nobody uses this one any more.
     pub(crate) async fn as_of_snapshot(&self, queue: &Rc<Queue>, snapshot: &Snapshot) -> Result<Self> {
-        let mut opening = Opening::header(queue, self.file.clone(), &self.path).await?;
+        let mut opening = self.read_header(queue).await?;
         let size = snapshot.disk_size.unwrap_or(opening.parsed().size);
         let entries = self.geometry.l1_entries_for(size).max(u64::from(snapshot.l1_size));
         if entries > limits::L1_TABLE_BYTES_MAX / 8 || size.checked_next_multiple_of(512).is_none() {

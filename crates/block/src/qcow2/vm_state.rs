@@ -11,7 +11,7 @@ use std::rc::Rc;
 use cowhand_qcow2::{L1Entry, limits};
 
 use super::Image;
-use super::open::{ImageOptions, Opening};
+use super::open::ImageOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{IoSeg, fill_zero, segs_len, split_segs};
 use crate::queue::Queue;
@@ -86,7 +86,7 @@ impl Image {
 
     /// The image with all that its L1 table maps, `size` bytes, as its disk. What this one has changed is in the file.
     async fn with_vm_state(&self, queue: &Rc<Queue>, size: u64, writable: bool) -> Result<Self> {
-        let opening = Opening::header(queue, self.file.clone(), &self.path).await?;
+        let opening = self.read_header(queue).await?;
         let options = ImageOptions { writable, ..self.options };
         let mut view = opening.finish_as(queue, (None, None), self.cipher.clone(), options, size).await?;
         view.flushes = self.flushes.clone();

@@ -15,9 +15,9 @@ use cowhand_qcow2::{
 use super::bits::Bits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Barrier, File};
+use crate::qcow2::Image;
 use crate::qcow2::layout::{Part, Structure};
 use crate::qcow2::mapping::be64;
-use crate::qcow2::{HeaderState, Image};
 use crate::queue::Queue;
 
 /// What the tables of all bitmaps of an image that is to be written may take together, in bytes: they are read when it is opened.
@@ -327,8 +327,7 @@ impl Image {
     ) -> Result<()> {
         let _commit = self.commit_lock.lock().await;
         let old = self.header.lock().header.clone();
-        let read = queue.read_buffer(&self.file, 0, self.cluster_size() as usize).await;
-        let area = read.map_err(|e| self.io_error("cannot read the header", 0, e))?;
+        let area = self.header_area(queue).await?;
         let mut new = old.clone();
         new.autoclear.set(Autoclear::BITMAPS, extension.is_some() && vouched);
         new.set_extension(ExtensionKind::Bitmaps, extension.map(|extension| extension.encode()));
@@ -345,16 +344,7 @@ impl Image {
             let message = format!("the header has no room to name the bitmaps: {e}");
             Error::new(ErrorKind::Invalid, message).at_path(&self.path)
         })?;
-        let last = switch.steps.len();
-        for (i, step) in switch.steps.iter().enumerate() {
-            for (offset, sector) in step {
-                self.write_as(queue, Structure::Header, HostOffset::new(*offset), sector).await?;
-            }
-            self.barrier(queue, if i + 1 < last { Barrier::BeforeHeader } else { Barrier::Header }).await?;
-        }
-        let sector = switch.area.get(..512).unwrap_or_default().to_vec();
-        *self.header.lock() = HeaderState { header: switch.header, sector };
-        Ok(())
+        self.take_header_steps(queue, switch).await
     }
 
     /// Changes flags in the directory, durably. Each entry's are in one sector, so each has the old ones or the new.
