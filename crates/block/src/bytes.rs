@@ -441,8 +441,7 @@ impl Inner {
             }
         }
         let whole = start..stop.max(start);
-        let fast = writes.is_empty() && self.disk.node().zeroes_without_writing(whole.start, whole.end - whole.start);
-        if fast_only && !fast {
+        if fast_only && !(writes.is_empty() && self.zeroes_without_writing(&whole).await?) {
             let message = "zeros would have to be written here";
             return Err(Error::new(ErrorKind::Unsupported, message).at_path(&self.disk.spec().path));
         }
@@ -454,6 +453,11 @@ impl Inner {
         }
         self.disk.say_zeroes(&self.queue, self.number, whole, unmap).await?;
         self.flush_if(self.disk.spec().cache.is_write_through()).await
+    }
+
+    async fn zeroes_without_writing(&self, range: &Range<u64>) -> Result<bool> {
+        let (_entered, node) = self.disk.enter_to_look(self.number).await?;
+        node.zeroes_without_writing(&self.queue, range.start, range.end - range.start).await
     }
 
     async fn discard(&self, offset: u64, len: u64) -> Result<()> {

@@ -166,10 +166,10 @@ impl Node {
     }
 
     /// Whether the range can be made to read as zeros without writing zeros.
-    pub(crate) fn zeroes_without_writing(&self, offset: u64, len: u64) -> bool {
+    pub(crate) async fn zeroes_without_writing(&self, queue: &Rc<Queue>, offset: u64, len: u64) -> Result<bool> {
         match self {
-            Self::Raw(raw) => raw.may_zero(),
-            Self::Qcow2(image) => image.zeroes_without_writing(offset, len),
+            Self::Raw(raw) => Ok(raw.may_zero()),
+            Self::Qcow2(image) => image.zeroes_without_writing(queue, offset, len).await,
         }
     }
 

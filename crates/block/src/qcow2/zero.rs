@@ -80,12 +80,29 @@ impl Image {
         self.zero_part(queue, whole_end.min(end), end, zeros).await
     }
 
-    /// Whether the range can be made to read as zeros by its L2 entries alone.
-    pub(crate) fn zeroes_without_writing(&self, offset: u64, len: u64) -> bool {
+    /// Whether the range can be made to read as zeros by its L2 entries alone, as things are.
+    pub(crate) async fn zeroes_without_writing(&self, queue: &Rc<Queue>, offset: u64, len: u64) -> Result<bool> {
+        if self.has_raw_data_file() || self.geometry.version < 3 {
+            return Ok(false);
+        }
         let unit = self.geometry.subcluster_size();
         let end = offset + len;
-        let whole = offset.is_multiple_of(unit) && (end.is_multiple_of(unit) || end >= self.size);
-        whole && !self.has_raw_data_file() && self.geometry.version >= 3
+        // The units that are named in part.
+        let first = (!offset.is_multiple_of(unit)).then_some(offset & !(unit - 1));
+        let last = (!end.is_multiple_of(unit) && end < self.size).then_some(end & !(unit - 1));
+        for start in first.into_iter().chain(last.filter(|_| last != first)) {
+            let part = offset.max(start)..end.min(start + unit);
+            if !self.is_zero_but_for(queue, start..start + unit, part).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether units of one cluster, of which `part` is to read as zeros, can become zero as a whole.
+    async fn is_zero_but_for(&self, queue: &Rc<Queue>, units: Range<u64>, part: Range<u64>) -> Result<bool> {
+        let whole = self.run_to_write(queue, units.start, units.end - units.start).await?;
+        Ok(!matches!(whole.kind, Kind::Compressed(_)) && self.is_zero_around(queue, units, part).await?)
     }
 
     /// Makes a part of one cluster (or of two) read as zeros: whole subclusters by their bits, and the rest too if its unit has nothing
@@ -122,8 +139,7 @@ impl Image {
         if !zeros.said && self.reads_zero(queue, start, end - start).await? {
             return Ok(true);
         }
-        let compressed = matches!(self.run_to_write(queue, first, unit).await?.kind, Kind::Compressed(_));
-        if compressed || !self.is_zero_around(queue, first..last, start..end).await? {
+        if !self.is_zero_but_for(queue, first..last, start..end).await? {
             return Ok(false);
         }
         if !self.geometry.extended_l2 {
