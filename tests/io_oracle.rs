@@ -216,10 +216,31 @@ fn a_disk_may_lie_in_what_stands_in_a_files_place() {
         "driver=qcow2,file.driver=raw,file.size=640k,file.file.filename=over.qcow2",
         "driver=qcow2,file.driver=raw,file.file.driver=file over.qcow2",
         "driver=qcow2,backing.driver=raw over.qcow2",
+        "driver=qcow2,file.align=4k,file.max-transfer=8k blkdebug::plain.qcow2",
+        "driver=raw,file.align=512,file.opt-write-zero=1k,file.max-write-zero=1k blkdebug::base.raw",
+        "driver=raw,file.inject-error.0.event=read_aio,file.inject-error.0.once=on blkdebug::base.raw",
+        "driver=qcow2,file.inject-error.0.event=write_aio,file.inject-error.0.errno=28,file.inject-error.0.once=on \
+         blkdebug::plain.qcow2",
+        "driver=qcow2,file.inject-error.0.event=none,file.inject-error.0.iotype=read,file.inject-error.0.sector=0 blkdebug::plain.qcow2",
     ] {
         let lines: Vec<_> = std::iter::once(format!("open -o {node}")).chain(use_it.map(String::from)).collect();
         stand.all(&[], &lines.iter().map(String::as_str).collect::<Vec<_>>());
     }
+    // What another image shows has the size that it has.
+    let over =
+        "open -o driver=blkdebug,image.driver=qcow2,align=512,opt-discard=3k,max-discard=6k blkdebug::over.qcow2";
+    stand.all(
+        &[],
+        &[
+            over,
+            "write -P 7 1k 3k",
+            "discard 100 70k",
+            "write -z 50k 30k",
+            "read -v 1000 100",
+            "map",
+            "alloc 65500 100",
+        ],
+    );
     let nothing = "open -o driver=null-co,size=64k,read-zeroes=on";
     stand.all(&[], &[nothing, "info", "length", "read -v 1000 20", "write 0 64k", "write 60k 8k", "flush", "close"]);
     #[rustfmt::skip]
@@ -228,7 +249,12 @@ fn a_disk_may_lie_in_what_stands_in_a_files_place() {
         "open -o driver=raw,offset=x base.raw",
         "open -o driver=null-co,foo=on", "open -o driver=file,filename=.", "open -o driver=file,filename=/dev/null",
         "open -r -o driver=host_device,filename=.", "open -o driver=host_device,filename=base.raw", "open -o driver=qcow2,file.driver=foo",
-        "open -o driver=raw,file.driver=qcow2,file.file.filename=base.raw",
+        "open -o driver=raw,file.driver=qcow2,file.file.filename=base.raw", "open -o driver=raw,file.align=3 blkdebug::base.raw",
+        "open -o driver=raw,file.align=512,file.max-transfer=1000 blkdebug::base.raw", "open blkdebug:base.raw",
+        "open -o driver=raw,file.inject-error.0.event=foo blkdebug::base.raw", "open -o driver=raw,file.foo=on blkdebug::base.raw",
+        "open -o driver=raw,file.inject-error.0.once=on blkdebug::base.raw", "open -o driver=raw blkdebug:nowhere:base.raw",
+        "open -o driver=raw,file.set-state.0.event=none,file.set-state.0.foo=1 blkdebug::base.raw",
+        "open -o driver=raw,file.inject-error.0.event=none,file.inject-error.0.errno=x blkdebug::base.raw",
     ];
     stand.each(&[], &lines);
 }

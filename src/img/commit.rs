@@ -8,7 +8,7 @@ use cowhand_block::jobs::commit::{CommitOptions, commit};
 use super::arguments::ImageArgs;
 use super::context::{cache_mode, reason};
 use super::pace::{self, Pace};
-use super::{Context, Failure, How, shows_progress};
+use super::{Context, Failure, How, Name, shows_progress};
 
 /// Writes what an overlay has into its backing file, and empties it
 #[derive(Parser)]
@@ -53,7 +53,7 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     // What is wrong with the overlay itself is said as everywhere; it is opened again with what lies below it.
     let reader = cx.open_spec(file, &cowhand_block::DiskSpec { readonly: true, ..spec.clone() })?;
     drop(reader);
-    let options = CommitOptions { base: args.base.clone(), keep: args.drop };
+    let options = CommitOptions { base: args.base.clone(), beside: cx.program() == Name::Qemu.text(), keep: args.drop };
     let pace = Pace::new(shows_progress(args.progress, args.quiet), rate);
     let committed = commit(&spec, &cx.policy, &options, pace.teller());
     pace.end();

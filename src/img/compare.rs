@@ -19,6 +19,9 @@ const CANNOT_TELL: u8 = 3;
 /// A disk cannot be read.
 const CANNOT_READ: u8 = 4;
 
+/// What is said of disks that are alike as far as the smaller one goes.
+const SIZES_DIFFER: &str = "Warning: Image size mismatch!";
+
 /// Says whether two disks have the same content: exit status 0 if they have, 1 if they differ
 #[derive(Parser)]
 #[command(after_help = "\
@@ -87,7 +90,14 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
         if let Some(progress) = &progress {
             progress.end();
         }
-        failure(&error, [first_name, second_name])
+        let failure = failure(&error, [first_name, second_name]);
+        let past_the_end = matches!(error, CompareError::Read { offset, .. } if offset >= common);
+        if args.quiet || !past_the_end || first.size() == second.size() {
+            return failure;
+        }
+        failure.say(cx);
+        println!("{SIZES_DIFFER}");
+        Failure { message: String::new(), ..failure }
     })?;
     let lines = told(verdict, first.size() != second.size(), common);
     if let Some(progress) = &progress
@@ -112,7 +122,7 @@ fn told(verdict: Verdict, sizes_differ: bool, common: u64) -> Vec<String> {
         Verdict::Size | Verdict::Allocation(_) => false,
     };
     if sizes_differ && passed_the_end {
-        lines.push("Warning: Image size mismatch!".to_string());
+        lines.push(SIZES_DIFFER.to_string());
     }
     lines.push(match verdict {
         Verdict::Same => "Images are identical.".to_string(),

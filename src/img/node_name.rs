@@ -4,7 +4,22 @@
 use cowhand_block::options::NodeOptions;
 
 /// Options that say what the disk is, and not how it is used.
-const TELLING: [&str; 4] = ["offset", "size", "read-zeroes", "latency-ns"];
+const TELLING: [&str; 11] = [
+    "offset",
+    "size",
+    "read-zeroes",
+    "latency-ns",
+    "config",
+    "align",
+    "max-transfer",
+    "opt-write-zero",
+    "max-write-zero",
+    "opt-discard",
+    "max-discard",
+];
+
+/// The beginnings of others.
+const BEGINNINGS: [&str; 3] = ["encrypt.", "inject-error.", "set-state."];
 
 /// The children of a node, by which others lie below it.
 const CHILDREN: [&str; 2] = ["file", "image"];
@@ -19,7 +34,7 @@ pub(super) fn shown(options: &NodeOptions, driver: &str, path: &str) -> String {
 }
 
 fn is_telling(key: &str) -> bool {
-    TELLING.contains(&key) || key.starts_with("encrypt.")
+    TELLING.contains(&key) || BEGINNINGS.iter().any(|start| key.starts_with(start))
 }
 
 /// What stands below a node's child.

@@ -341,7 +341,7 @@ async fn below<'a>(
             let header = opening.parsed();
             let Some(name) = &header.backing_name else { return Ok(None) };
             if name.starts_with(b"json:") {
-                let given = described_by(name, header.backing_format(), last, spec, policy)?;
+                let given = described_by(name, header.backing_format(), &last.path, spec, policy)?;
                 (given.file(), Some(given.format), Some(Cow::Owned(given)))
             } else {
                 let format = match (of_last.and_then(|spec| spec.backing_format), header.backing_format()) {
@@ -391,16 +391,15 @@ async fn below<'a>(
 
 /// The backing disk that a `json:` name in a header describes. It is a stranger's description: of the files in it each must be one that
 /// may be opened, and secrets it has none.
-fn described_by(
+pub(crate) fn described_by(
     name: &[u8],
     format: Option<&str>,
-    layer: &Layer,
+    image: &Path,
     spec: &DiskSpec,
     policy: &OpenPolicy,
 ) -> Result<DiskSpec> {
-    let refuse = |e: OptionsError| {
-        Error::new(ErrorKind::Refused, format!("Could not open backing file: {e}")).at_path(&layer.path)
-    };
+    let refuse =
+        |e: OptionsError| Error::new(ErrorKind::Refused, format!("Could not open backing file: {e}")).at_path(image);
     let mut options = NodeOptions::from_json(&String::from_utf8_lossy(name)).map_err(refuse)?;
     if let Some(format) = format {
         options.set_default("driver", format);
@@ -408,7 +407,7 @@ fn described_by(
     let base = DiskSpec { readonly: true, secret: None, backing_format: None, ..spec.clone() };
     let given = options.into_spec(&base, &Strangers).map_err(refuse)?;
     for path in given.named() {
-        allowed("backing file", &path, &layer.path, policy)?;
+        allowed("backing file", &path, image, policy)?;
     }
     Ok(given)
 }

@@ -241,7 +241,13 @@ impl Disk {
     pub fn data_paths(&self) -> Vec<std::path::PathBuf> {
         let top = self.node();
         let layers = std::iter::successors(Some(&top), |node| node.backing());
-        layers.map(|node| node.data_path().to_path_buf()).collect()
+        layers
+            .flat_map(|node| match (&**node, node.file().layer().and_then(|layer| layer.disk())) {
+                // A raw disk of what another one shows has that one's files.
+                (Node::Raw(_), Some(disk)) => disk.data_paths(),
+                _ => vec![node.data_path().to_path_buf()],
+            })
+            .collect()
     }
 
     /// A queue of requests, to be used by the calling thread alone.

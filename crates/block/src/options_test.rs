@@ -55,7 +55,7 @@ fn what_is_wrong_is_named() {
     for (text, said) in [
         ("driver=nbd,file.filename=x", "Unknown driver 'nbd'"),
         ("driver=vmdk,file.filename=x", "the format 'vmdk' is not supported by cowhand (qcow2 and raw are)"),
-        ("driver=qcow2,file.driver=blkdebug,file.filename=x", "Unknown driver 'blkdebug'"),
+        ("driver=qcow2,file.driver=quorum,file.filename=x", "Unknown driver 'quorum'"),
         ("driver=qcow2", "A block device must be specified for \"file\""),
         (
             "driver=raw,file.filename=x,lazy-refcounts=on",

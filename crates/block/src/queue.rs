@@ -337,32 +337,29 @@ impl Queue {
         }
     }
 
+    /// Gives the range's space back. It reads as zeros then, but of a block device, which may keep what it does not like to give.
     pub(crate) async fn punch(self: &Rc<Self>, file: &File, offset: u64, len: u64) -> io::Result<()> {
-        let (offset, len) = self.whole_blocks(file, offset, len).await?;
+        let (offset, len) = match file.traits().block_device {
+            true => whole_blocks(file, offset, len),
+            false => self.zero_ends(file, offset, len).await?,
+        };
         if len == 0 { Ok(()) } else { self.operate(file, Op::Punch { offset, len }, Vec::new()).await.0 }
     }
 
     pub(crate) async fn write_zeroes(self: &Rc<Self>, file: &File, offset: u64, len: u64) -> io::Result<()> {
-        let (offset, len) = self.whole_blocks(file, offset, len).await?;
+        let (offset, len) = self.zero_ends(file, offset, len).await?;
         if len == 0 { Ok(()) } else { self.operate(file, Op::WriteZeroes { offset, len }, Vec::new()).await.0 }
     }
 
-    /// The whole blocks of a range that is to become zeros; the parts of blocks before and after them are zeros then. The host's own files
-    /// take any range.
-    async fn whole_blocks(self: &Rc<Self>, file: &File, offset: u64, len: u64) -> io::Result<(u64, u64)> {
-        let align = u64::from(file.traits().align);
-        if align <= 1 || file.layer().is_none() || (offset | len).is_multiple_of(align) {
-            return Ok((offset, len));
-        }
-        let end = offset + len;
-        let first = offset.next_multiple_of(align).min(end);
-        let last = (end - end % align).max(first);
-        for part in [offset..first, last..end] {
+    /// Writes zeros to the parts of blocks at the ends of a range, and gives the whole blocks in between.
+    async fn zero_ends(self: &Rc<Self>, file: &File, offset: u64, len: u64) -> io::Result<(u64, u64)> {
+        let (first, blocks) = whole_blocks(file, offset, len);
+        for part in [offset..first, first + blocks..offset + len] {
             if !part.is_empty() {
                 self.write(file, part.start, zero_segs(part.end - part.start), Vec::new()).await?;
             }
         }
-        Ok((first, last - first))
+        Ok((first, blocks))
     }
 
     pub(crate) async fn allocate(self: &Rc<Self>, file: &File, offset: u64, len: u64) -> io::Result<()> {
@@ -546,6 +543,17 @@ impl Queue {
 
 fn shut() -> io::Error {
     io::Error::other("the I/O queue is shut down")
+}
+
+/// The whole blocks of a range, if only these can be taken: the host's own files take any range.
+fn whole_blocks(file: &File, offset: u64, len: u64) -> (u64, u64) {
+    let align = u64::from(file.traits().align.max(1));
+    if file.layer().is_none() || (offset | len).is_multiple_of(align) {
+        return (offset, len);
+    }
+    let end = offset + len;
+    let first = offset.next_multiple_of(align).min(end);
+    (first, (end - end % align).saturating_sub(first))
 }
 
 /// The smallest aligned range around `offset..offset + len`.

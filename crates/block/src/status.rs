@@ -4,7 +4,9 @@
 //!
 //! Not here: where a request's data lies ([`crate::qcow2`]'s resolved mapping, which does not tell zeros of different layers apart).
 
+use std::future::Future;
 use std::ops::Range;
+use std::pin::Pin;
 use std::rc::Rc;
 
 use crate::disk::{Disk, block_on, blocking_driver};
@@ -97,7 +99,10 @@ impl Node {
         let (mut node, mut depth, mut len) = (self, 0, len);
         loop {
             let part = match node {
-                Self::Raw(raw) => raw.part(offset, len)?,
+                Self::Raw(raw) => match raw.file.layer().and_then(|layer| layer.disk()) {
+                    Some(disk) => return inside(disk, queue, offset..offset + len, depth).await,
+                    None => raw.part(offset, len)?,
+                },
                 Self::Qcow2(image) => image.part(queue, offset, len).await?,
             };
             len = part.len;
@@ -115,6 +120,18 @@ impl Node {
             (node, depth) = (below, depth + 1);
         }
     }
+}
+
+/// What the disk has that shows through a raw disk at `depth`: its layers are taken for that disk's.
+async fn inside(disk: &Arc<Disk>, queue: &Rc<Queue>, range: Range<u64>, depth: usize) -> Result<Extent> {
+    let (_entered, node) = disk.enter_to_look(disk.next_queue_number()).await?;
+    let end = range.end.min(node.size()).max(range.start + 1);
+    // In a disk a disk may lie, and so on.
+    let look: Pin<Box<dyn Future<Output = Result<Extent>>>> =
+        Box::pin(node.extent(queue, range.start, end - range.start));
+    let found = look.await?;
+    let range = range.start..found.range.end.min(range.end);
+    Ok(Extent { range, depth: depth + found.depth, ..found })
 }
 
 /// The extents of a range of a disk, one after the other. What is alike and follows on is one.

@@ -25,6 +25,8 @@ use crate::sync::Arc;
 pub struct CommitOptions {
     /// The image below that takes it, by its path, or as the header above it names it; the backing file if none is given.
     pub base: Option<PathBuf>,
+    /// That path counts from the directory of the image above it alone, as in QEMU, and not from the working directory, too.
+    pub beside: bool,
     /// The overlay keeps what it has. It always does where there are images in between, which would show through.
     pub keep: bool,
 }
@@ -61,9 +63,9 @@ pub(crate) fn open_both(
             return Err(Error::new(ErrorKind::Invalid, "Image does not have a backing file").at_path(&spec.path));
         }
         None => 1,
-        Some(base) => find_base(&reader, base, policy)?,
+        Some(base) => find_base(&reader, base, options.beside, policy)?,
     };
-    let below = base_spec(&reader, spec, depth);
+    let below = base_spec(&reader, spec, policy, depth);
     reader.close()?;
     let base = Disk::open(&below?, policy)?;
     let mut top = Disk::open_over(spec, policy, &base)?;
@@ -77,21 +79,32 @@ pub(crate) fn open_both(
 }
 
 /// How the image at `depth` is opened to be written.
-fn base_spec(reader: &Arc<Disk>, spec: &DiskSpec, depth: usize) -> Result<DiskSpec> {
+fn base_spec(reader: &Arc<Disk>, spec: &DiskSpec, policy: &OpenPolicy, depth: usize) -> Result<DiskSpec> {
     let layers = reader.layers();
     let Some(layer) = layers.get(depth) else {
         return Err(Error::new(ErrorKind::Invalid, "the chain has no such layer").at_path(&spec.path));
     };
     // As it is described, or else by what its header and those above it say.
-    let mut described = Some(spec);
-    for _ in 0..depth {
-        described = described.and_then(|spec| match &spec.backing {
-            Backing::Given(given) => Some(&**given),
+    let mut described = Some(spec.clone());
+    let top = reader.node();
+    for node in std::iter::successors(Some(&top), |node| node.backing()).take(depth) {
+        let given = described.take().and_then(|spec| match spec.backing {
+            Backing::Given(given) => Some(*given),
             Backing::Header | Backing::Alone => None,
         });
+        described = match (given, &**node) {
+            (Some(given), _) => Some(given),
+            (None, Node::Qcow2(image)) => {
+                let header = image.header_now();
+                let json = header.backing_name.as_ref().filter(|name| name.starts_with(b"json:"));
+                let by_header = |name| chain::described_by(name, header.backing_format(), node.path(), spec, policy);
+                json.map(|name| by_header(name)).transpose()?
+            }
+            (None, Node::Raw(_)) => None,
+        };
     }
     if let Some(described) = described {
-        return Ok(DiskSpec { readonly: false, cache: spec.cache, lock: spec.lock, ..described.clone() });
+        return Ok(DiskSpec { readonly: false, cache: spec.cache, lock: spec.lock, ..described });
     }
     Ok(DiskSpec {
         cache: spec.cache,
@@ -106,13 +119,16 @@ fn base_spec(reader: &Arc<Disk>, spec: &DiskSpec, depth: usize) -> Result<DiskSp
 }
 
 /// How deep in the chain the image is that `base` names: by its path, or as the header above it names it.
-fn find_base(reader: &Arc<Disk>, base: &Path, policy: &OpenPolicy) -> Result<usize> {
+fn find_base(reader: &Arc<Disk>, base: &Path, beside: bool, policy: &OpenPolicy) -> Result<usize> {
     let layers = reader.layers();
     let canonical = |path: &Path| policy.storage.canonical(path).ok();
     let is_base = |above: &Path, below: &Path| {
-        let names = [base.to_path_buf(), chain::directory_of(above).join(base)];
+        let names = [chain::directory_of(above).join(base), base.to_path_buf()];
         let real = canonical(below);
-        names.iter().any(|name| name == below || (real.is_some() && canonical(name) == real))
+        names
+            .iter()
+            .take(if beside { 1 } else { 2 })
+            .any(|name| name == below || (real.is_some() && canonical(name) == real))
     };
     let found = layers.windows(2).position(|pair| is_base(&pair[0].path, &pair[1].path));
     found.map(|at| at + 1).ok_or_else(|| {

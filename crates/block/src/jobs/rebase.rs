@@ -115,7 +115,9 @@ fn layers(top: Option<&Node>) -> impl Iterator<Item = &Node> {
 }
 
 fn is_same_file(one: &Node, other: &Node) -> bool {
-    one.file().traits().identity == other.file().traits().identity && one.format() == other.format()
+    // Of one file two disks may be different parts.
+    let is_plain = one.file().layer().is_none() && other.file().layer().is_none();
+    is_plain && one.file().traits().identity == other.file().traits().identity && one.format() == other.format()
 }
 
 /// Whether it reads as zeros.

@@ -102,7 +102,7 @@ fn a_deeper_image_takes_what_all_above_it_show() {
         let depth = 2 + rng.below(3) as usize;
         let (base, format) = layers[depth].clone();
         // By its name alone, as the headers have it.
-        let options = CommitOptions { base: base.file_name().map(PathBuf::from), keep: false };
+        let options = CommitOptions { base: base.file_name().map(PathBuf::from), ..CommitOptions::default() };
         commit(&spec(&path), &policy(Engine::Auto), &options, Box::new(|_, _| {})).unwrap();
         assert_same(&content(&path), &before);
         assert_same(&converted(&base, format)[..before.len()], &before);
@@ -128,7 +128,7 @@ fn what_cannot_be_committed_changes_no_byte() {
     let (dir, path) = of_shape(&Shape { base: Base::Raw(60), ..Shape::new(65536) }, &mut rng);
     let base = dir.path().join("base.raw");
     let before = (fs::read(&path).unwrap(), fs::read(&base).unwrap());
-    let options = CommitOptions { base: Some(PathBuf::from("other.raw")), keep: false };
+    let options = CommitOptions { base: Some(PathBuf::from("other.raw")), ..CommitOptions::default() };
     let error = commit(&spec(&path), &policy(Engine::Auto), &options, Box::new(|_, _| {})).unwrap_err();
     let expected = format!("Did not find 'other.raw' in the backing chain of '{}'", path.display());
     assert_eq!((error.kind(), error.reason()), (ErrorKind::NotFound, expected));

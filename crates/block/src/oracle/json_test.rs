@@ -8,6 +8,7 @@ use super::{dice, read_test};
 use crate::disk::Disk;
 use crate::error::ErrorKind;
 use crate::io::host::Engine;
+use crate::jobs::commit::{CommitOptions, commit};
 use crate::spec::{DiskSpec, Format};
 
 /// An overlay in `dir` whose header names `backing`, without a look at it.
@@ -29,6 +30,20 @@ fn a_backing_file_that_a_header_describes_is_read() {
     let read = read_all(&disk, 1, &mut dice("json"));
     read_test::assert_same(&read, &qemu::content(&spec.path));
     assert_eq!(disk.layers().len(), 2);
+}
+
+#[test]
+fn what_is_committed_goes_where_the_description_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("base");
+    std::fs::write(&base, vec![1; 2 << 20]).unwrap();
+    let json = format!(r#"json:{{"driver":"raw","offset":65536,"size":1048576,"file.filename":"{}"}}"#, text(&base));
+    let spec = overlay(dir.path(), &json, "raw");
+    qemu::io(&spec.path, &["write -P 7 64k 64k".into()]);
+    let spec = DiskSpec { readonly: false, ..spec };
+    commit(&spec, &policy(Engine::Auto), &CommitOptions::default(), Box::new(|_, _| ())).unwrap();
+    let committed = std::fs::read(&base).unwrap();
+    assert!(committed.iter().enumerate().all(|(at, &byte)| byte == if at >> 16 == 2 { 7 } else { 1 }));
 }
 
 #[test]
@@ -56,7 +71,17 @@ fn a_description_opens_nothing_that_a_name_would_not() {
             format!(r#"{{"driver":"raw","file":{{"driver":"qcow2","file.filename":"{outside}"}}}}"#),
             "outside the allowed directories",
         ),
-        (r#"{"driver":"blkdebug","file.filename":"x"}"#.into(), "Unknown driver 'blkdebug'"),
+        (r#"{"driver":"blkdebug","file.filename":"x"}"#.into(), "A block device must be specified"),
+        (
+            format!(r#"{{"driver":"qcow2","file":{{"driver":"blkdebug","image.filename":"{outside}"}}}}"#),
+            "outside the allowed directories",
+        ),
+        (
+            format!(
+                r#"{{"driver":"qcow2","file":{{"driver":"blkdebug","config":"{outside}","image.filename":"{inside}"}}}}"#
+            ),
+            "outside the allowed directories",
+        ),
         (format!(r#"{{"driver":"qcow2","file.filename":"{inside}","encrypt.key-secret":"s"}}"#), "No secret"),
         ("[]".into(), "an object is expected"),
     ] {

@@ -73,8 +73,7 @@ impl Layer for Open {
                     if len == 0 {
                         return Ok(());
                     }
-                    // What a discard leaves need not be zeros; who punches counts on that.
-                    self.request(queue, Request::WriteZeroes { offset: *offset, len, unmap: true }).await
+                    self.request(queue, Request::Discard { offset: *offset, len }).await
                 }
                 Op::Flush { .. } => self.request(queue, Request::Flush).await,
                 // What space there is shows when it is written.
@@ -90,6 +89,10 @@ impl Layer for Open {
         })
     }
 
+    fn disk(&self) -> Option<&Arc<Disk>> {
+        Some(&self.disk)
+    }
+
     fn close(&self) -> Result<()> {
         self.disk.close()
     }
@@ -103,6 +106,7 @@ impl FileOps for Open {
     fn traits(&self) -> FileTraits {
         let node = self.disk.node();
         let unit = u32::try_from(node.unit()).unwrap_or(512);
+        // Its length cannot change, and what it has discarded need not read as zeros.
         FileTraits { identity: node.file().traits().identity, block_device: true, align: unit }
     }
 

@@ -5,6 +5,7 @@
 //!
 //! Not here: how options are read ([`crate::options`]), and which files may be opened ([`crate::chain`]).
 
+mod debug;
 mod image;
 mod null;
 mod part;
@@ -15,12 +16,15 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
 
+pub use self::debug::{Action, Debug, Event, Fault, Limits, Rule};
 pub use self::null::Null;
 use crate::chain::{OpenPolicy, open_plain};
+use crate::disk::Disk;
 use crate::error::Result;
 use crate::io::{File, FileKind, FileOps, Op};
 use crate::queue::Queue;
 use crate::spec::DiskSpec;
+use crate::sync::Arc;
 
 /// What the bytes of an image lie in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,6 +42,8 @@ pub enum Protocol {
     Part(Box<Part>),
     /// The disk that another image shows.
     Image(Box<DiskSpec>),
+    /// Another file, the operations of which are made to fail, or come only in some sizes (`blkdebug`).
+    Debug(Box<Debug>),
 }
 
 impl Protocol {
@@ -51,6 +57,7 @@ impl Protocol {
             Self::Null(_) => Some("null-co"),
             Self::Part(_) => Some("raw"),
             Self::Image(disk) => Some(disk.driver()),
+            Self::Debug(_) => Some("blkdebug"),
         }
     }
 }
@@ -90,6 +97,7 @@ impl FileSpec {
             Protocol::Null(_) => Vec::new(),
             Protocol::Part(part) => part.of.named(),
             Protocol::Image(disk) => disk.named(),
+            Protocol::Debug(debug) => debug.config.iter().cloned().chain(debug.of.named()).collect(),
         }
     }
 }
@@ -102,6 +110,11 @@ pub(crate) trait Layer: FileOps {
     /// Serves an operation of `queue`, whole: a read past the end gives zeros. `content` says that what is read or written is the disk's
     /// content, and not an image's metadata.
     fn serve<'a>(&'a self, queue: &'a Rc<Queue>, op: &'a Op, content: bool) -> Served<'a>;
+
+    /// The disk of an image, if that is what the file shows, byte for byte.
+    fn disk(&self) -> Option<&Arc<Disk>> {
+        None
+    }
 
     /// Nobody will use it any more: writes what is not written yet.
     ///
@@ -136,6 +149,7 @@ pub(crate) fn open<'a>(
             Protocol::Null(null) => Ok(null::open(null)),
             Protocol::Part(part) => part::open(open(queue, &part.of, how).await?, part),
             Protocol::Image(disk) => image::open(queue, disk, how).await,
+            Protocol::Debug(debug) => debug::open(queue, debug, how).await,
         }
     })
 }

@@ -3,13 +3,11 @@ use cowhand_qcow2::{ClusterBits, CreateParams};
 use super::*;
 use crate::bytes::{ByteQueue, ByteRequest, Memory};
 use crate::check::{CheckOptions, check};
-use crate::disk::Disk;
 use crate::error::ErrorKind;
 use crate::io::sim::{Rng, World};
 use crate::io::{Buffer, Storage};
 use crate::spec::Format;
 use crate::status::Content;
-use crate::sync::Arc;
 use crate::{Preallocation, create_image};
 
 const FILE: &str = "/file";

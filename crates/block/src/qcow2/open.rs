@@ -91,8 +91,9 @@ impl Opening {
             Error::new(kind, e.to_string()).briefly(e.brief()).at_path(path)
         };
         let read = |len: usize| queue.read_buffer(&file, 0, len);
-        let mut first =
-            read(512.min(file_len as usize)).await.map_err(|e| Error::io("cannot read", e).at_path(path))?;
+        let mut first = read(512.min(file_len as usize))
+            .await
+            .map_err(|e| Error::io("Could not read qcow2 header", e).at_path(path))?;
         if !Header::probe(&first) {
             let message = "not a qcow2 image (it does not begin with QFI\\xfb); if it is a raw disk, say format=raw";
             return Err(Error::new(ErrorKind::Invalid, message).briefly(FormatError::NotQcow2.brief()).at_path(path));

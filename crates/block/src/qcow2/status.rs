@@ -48,11 +48,11 @@ impl Image {
             Some(data) => (true, data.start),
             None => (true, u64::MAX),
         };
-        // In whole sectors, whatever the host's file system has.
-        let len = end.saturating_sub(place).clamp(1, len);
-        match len.is_multiple_of(512) || hole {
-            true if len >= 512 => Ok((hole, len - len % 512)),
-            _ => Ok((false, len.next_multiple_of(512))),
+        // In whole sectors, whatever the host's file system has; but not of more than was asked for.
+        let alike = end.saturating_sub(place).clamp(1, len);
+        match alike.is_multiple_of(512) || hole {
+            true if alike >= 512 => Ok((hole, alike - alike % 512)),
+            _ => Ok((false, alike.next_multiple_of(512).min(len))),
         }
     }
 }
