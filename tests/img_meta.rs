@@ -218,6 +218,41 @@ fn check_and_repair_say_what_qemu_img_says_of_damage() {
 }
 
 #[test]
+fn check_and_repair_say_what_qemu_img_says_of_snapshot_tables() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    make(dir, &["create", "-q", "-f", "qcow2", "disk", "10M"]);
+    write(dir, "disk", &["write 0 640k"]);
+    make(dir, &["snapshot", "-c", "first", "disk"]);
+    make(dir, &["snapshot", "-c", "other", "disk"]);
+    let bytes = fs::read(dir.join("disk")).unwrap();
+    let table = u64::from_be_bytes(bytes[64..72].try_into().unwrap()) as usize;
+    // Fixed part, extra data, an ID of one letter and a name of five.
+    let second = table + (40 + 24 + 6_usize).next_multiple_of(8);
+    for (what, extra_len) in
+        [("no disk size", [0, 8]), ("none", [0, 0]), ("too much", [0, 1025]), ("far too much", [1, 0])]
+    {
+        let damaged = |name: &str| {
+            fs::copy(dir.join("disk"), dir.join(name)).unwrap();
+            put(dir, name, second + 36, &extra_len);
+        };
+        damaged("bad");
+        for args in [&["info", "bad"][..], &["check", "bad"], &["check", "-r", "leaks", "bad"]] {
+            // Where it is open the strings are what the extra data was.
+            if args[0] == "check" || what.ends_with("too much") {
+                let (us, them) = (ours(dir, args), theirs(dir, args));
+                assert_eq!((us.status, us.complained), (them.status, them.complained), "{what}: {args:?}");
+            }
+        }
+        let us = ours(dir, &["check", "-r", "all", "bad"]);
+        assert_eq!(theirs(dir, &["check", "-q", "bad"]).status, Some(0), "{what}");
+        damaged("bad");
+        let them = theirs(dir, &["check", "-r", "all", "bad"]);
+        assert_eq!((us.status, us.complained), (them.status, them.complained), "{what}");
+    }
+}
+
+#[test]
 fn create_says_what_qemu_img_says_and_makes_what_it_makes() {
     let sets: &[&[&str]] = &[
         &["-f", "qcow2", "new", "1M"],

@@ -91,6 +91,10 @@ pub(super) fn run(args: &Args, cx: &Context) -> Result<u8, Failure> {
     let report = check::check(&spec, &options, &cx.policy, sink);
     let report = report.map_err(|e| Context::cannot_open(file, &reason(&e, &spec)))?;
     let told = told.borrow();
+    if let Some(what) = &told.beyond {
+        cx.error(&format!("ERROR {what}"));
+        return Err(Failure::new("Check failed: File too large"));
+    }
     // To a terminal in the order of time; into a pipe errors come first, as they do from qemu-img.
     let in_order = std::io::stdout().is_terminal();
     if !in_order {
@@ -126,6 +130,8 @@ struct Told {
     /// Something was repaired: what is left is told though it was told before.
     repaired: bool,
     left: Vec<String>,
+    /// The snapshot table is beyond the format's bounds.
+    beyond: Option<String>,
     /// Findings that are left beside those.
     more: u64,
 }
@@ -138,6 +144,11 @@ impl Told {
                 self.repaired = true;
                 eprintln!("Repairing {what}");
             }
+            Message::Discarding(what) => {
+                self.repaired = true;
+                eprintln!("Discarding {what}");
+            }
+            Message::Beyond(what) => self.beyond = Some(what),
             Message::Rebuilding => {
                 self.repaired = true;
                 eprintln!("Rebuilding refcount structure");

@@ -16,7 +16,9 @@ pub(crate) fn table(snapshots: &[SnapshotInfo]) -> String {
         let clock = format!("{hours:04}:{minutes:02}:{:02}.{:03}", seconds % 60, snapshot.vm_clock.subsec_millis());
         let icount = snapshot.icount.map_or("--".to_string(), |icount| icount.to_string());
         let size = human(snapshot.vm_state_size);
-        out.push_str(&row([&snapshot.id, &snapshot.name, &size, &date.unwrap_or_default(), &clock, &icount]));
+        // As C has it, strings end before a zero.
+        let [id, name] = [&snapshot.id, &snapshot.name].map(|text| text.split('\0').next().unwrap_or_default());
+        out.push_str(&row([id, name, &size, &date.unwrap_or_default(), &clock, &icount]));
     }
     out
 }

@@ -21,6 +21,24 @@ impl FormatError {
             Self::Inconsistent { field, problem } if field.name() == "crypt_method" && problem.starts_with("LUKS") => {
                 "Missing CRYPTO header for crypt method 2"
             }
+            Self::SnapshotExtraData { index, .. } => {
+                return Some(
+                    format!(
+                        "Too much extra metadata in snapshot table entry {index}\nYou can force-remove this extra metadata with \
+                         qemu-img check -r all"
+                    )
+                    .into(),
+                );
+            }
+            Self::SnapshotTableTooLong { overhanging } => {
+                return Some(
+                    format!(
+                        "Snapshot table is too big\nYou can force-remove all {overhanging} overhanging snapshots with qemu-img \
+                         check -r all"
+                    )
+                    .into(),
+                );
+            }
             Self::L1TooSmall { needed, .. } if *needed > i32::MAX as u64 => "Image is too big",
             Self::L1TooSmall { .. } => "L1 table is too small",
             Self::TooShort { field, .. } => too_short(*field)?,

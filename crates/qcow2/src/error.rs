@@ -195,6 +195,22 @@ pub enum FormatError {
         available: u64,
     },
 
+    /// An entry of the snapshot table has more extra data than there may be.
+    #[error("snapshot table entry {index} has {len} bytes of extra data, more than {max}", max = crate::limits::SNAPSHOT_EXTRA_DATA_MAX)]
+    SnapshotExtraData {
+        /// The entry's number.
+        index: u32,
+        /// Bytes of extra data.
+        len: u32,
+    },
+
+    /// The snapshot table is longer than it may be.
+    #[error("the last {overhanging} entries of the snapshot table lie beyond the 64 MiB that it may take")]
+    SnapshotTableTooLong {
+        /// Entries that do not fit.
+        overhanging: u32,
+    },
+
     /// A refcount that its width cannot hold.
     #[error("refcount {value} is too large for {bits}-bit refcounts (at most {max})")]
     RefcountOverflow {
@@ -225,7 +241,10 @@ impl FormatError {
             | Self::OutsideFile { field, .. }
             | Self::InsideHeader { field, .. }
             | Self::Inconsistent { field, .. } => field.at,
-            Self::HeaderFull { .. } | Self::RefcountOverflow { .. } => None,
+            Self::HeaderFull { .. }
+            | Self::RefcountOverflow { .. }
+            | Self::SnapshotExtraData { .. }
+            | Self::SnapshotTableTooLong { .. } => None,
         }
     }
 
@@ -246,6 +265,8 @@ impl FormatError {
             | Self::OutsideFile { .. }
             | Self::InsideHeader { .. }
             | Self::L1TooSmall { .. }
+            | Self::SnapshotExtraData { .. }
+            | Self::SnapshotTableTooLong { .. }
             | Self::Inconsistent { .. } => ErrorClass::Corrupt,
         }
     }

@@ -78,3 +78,6 @@ pub const LUKS_ITERATIONS_MIN: u32 = 1000;
 pub const LUKS_ITERATIONS_MAX: u32 = 1 << 26;
 /// Longest volume key, in bytes: two AES-256 keys.
 pub const LUKS_KEY_BYTES_MAX: usize = 64;
+
+/// Bytes of a snapshot table's entry before its extra data.
+pub const SNAPSHOT_FIXED_LEN: u64 = 40;

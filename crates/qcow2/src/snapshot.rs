@@ -10,7 +10,9 @@ use crate::offset::HostOffset;
 use crate::wire::{be16, be32, be64, slice};
 
 /// Bytes of an entry before its extra data.
-pub(crate) const FIXED_LEN: usize = 40;
+pub(crate) const FIXED_LEN: usize = limits::SNAPSHOT_FIXED_LEN as usize;
+
+const EXTRA_LEN_AT: usize = 36;
 
 const ENTRY: Field = Field::new("snapshot table entry");
 const TABLE: Field = Field::new("snapshot table");
@@ -60,7 +62,7 @@ impl Snapshot {
         let u32_at = |at| be32(fixed, at).ok_or_else(|| too_short(FIXED_LEN));
         let u64_at = |at| be64(fixed, at).ok_or_else(|| too_short(FIXED_LEN));
 
-        let extra_len = u32_at(36)?;
+        let extra_len = u32_at(EXTRA_LEN_AT)?;
         if extra_len > limits::SNAPSHOT_EXTRA_DATA_MAX {
             let (value, max) = (extra_len.into(), limits::SNAPSHOT_EXTRA_DATA_MAX.into());
             return Err(FormatError::OutOfRange {
@@ -99,6 +101,25 @@ impl Snapshot {
         geometry.version < 3 || self.disk_size.is_some()
     }
 
+    /// Gives the entry what version 3 asks for: a disk size (`size`, if there is none), and an instruction count.
+    pub fn complete(&mut self, size: u64) {
+        self.disk_size.get_or_insert(size);
+        self.icount.get_or_insert(u64::MAX);
+    }
+
+    /// How much extra data the entry says to have that `bytes` begin with; none if they end before.
+    #[must_use]
+    pub fn extra_len(bytes: &[u8]) -> Option<u32> {
+        be32(bytes, EXTRA_LEN_AT)
+    }
+
+    /// Makes that entry say another number.
+    pub fn set_extra_len(bytes: &mut [u8], len: u32) {
+        if let Some(place) = bytes.get_mut(EXTRA_LEN_AT..EXTRA_LEN_AT + 4) {
+            place.copy_from_slice(&len.to_be_bytes());
+        }
+    }
+
     /// Parses a table of `count` entries out of `bytes`, which begin at `snapshots_offset` and may go on past the
     /// table; also gives the table's length in bytes.
     ///
@@ -109,11 +130,17 @@ impl Snapshot {
         // Each entry takes at least its fixed part, so what is there bounds what is allocated.
         let mut snapshots = Vec::with_capacity((count as usize).min(bytes.len() / FIXED_LEN));
         let mut at = 0;
-        for _ in 0..count {
-            let (snapshot, len) = Self::parse(bytes.get(at..).unwrap_or_default(), geometry)?;
+        for index in 0..count {
+            let rest = bytes.get(at..).unwrap_or_default();
+            if let Some(len) = Self::extra_len(rest).filter(|&len| len > limits::SNAPSHOT_EXTRA_DATA_MAX) {
+                return Err(FormatError::SnapshotExtraData { index, len });
+            }
+            let (snapshot, len) = Self::parse(rest, geometry)?;
             snapshots.push(snapshot);
             at += len;
-            check_table_len(at as u64)?;
+            if at as u64 > limits::SNAPSHOT_TABLE_BYTES_MAX {
+                return Err(FormatError::SnapshotTableTooLong { overhanging: count - index });
+            }
         }
         Ok((snapshots, at))
     }

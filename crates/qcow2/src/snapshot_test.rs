@@ -103,7 +103,12 @@ fn edge_08_snapshot_table_is_bounded_in_entries_and_bytes() {
     // 1024 names of 64 KiB are over 64 MiB.
     let long = Snapshot { name: vec![b'n'; 65535], ..snapshot() };
     let table = encode(&long, 3).repeat(1024);
-    assert!(matches!(Snapshot::parse_table(&table, 1024, &geometry(3)), Err(FormatError::OutOfRange { .. })));
+    let too_long = Err(FormatError::SnapshotTableTooLong { overhanging: 2 });
+    assert_eq!(Snapshot::parse_table(&table, 1024, &geometry(3)), too_long);
+    let mut table = encode(&snapshot(), 3).repeat(2);
+    Snapshot::set_extra_len(&mut table[80..], 1025);
+    let too_much = Err(FormatError::SnapshotExtraData { index: 1, len: 1025 });
+    assert_eq!(Snapshot::parse_table(&table, 2, &geometry(3)), too_much);
     assert!(Snapshot::encode_table(&vec![long; 1024], &geometry(3)).is_err());
 }
 

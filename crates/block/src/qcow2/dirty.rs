@@ -37,6 +37,8 @@ impl Opening {
                 Message::Found(_)
                 | Message::Left(_)
                 | Message::Repairing(_)
+                | Message::Discarding(_)
+                | Message::Beyond(_)
                 | Message::Rebuilding
                 | Message::Progress { .. } => {}
             }

@@ -67,8 +67,8 @@ impl Image {
             date_sec: u32::try_from(date.as_secs()).unwrap_or(u32::MAX),
             date_nsec: date.subsec_nanos(),
             disk_size: Some(self.header.lock().header.size),
-            // QEMU's word for "not recorded".
-            icount: Some(u64::MAX),
+            // As qemu-img has it: nothing ran.
+            icount: Some(0),
             ..Snapshot::default()
         })
     }
@@ -207,9 +207,7 @@ impl Image {
         snapshots: &mut [Snapshot],
     ) -> Result<HostOffset> {
         // Version 3 needs the disk's size, and a file may lack it: then it is what it is now, as QEMU takes it.
-        snapshots.iter_mut().for_each(|snapshot| {
-            snapshot.disk_size.get_or_insert(header.size);
-        });
+        snapshots.iter_mut().for_each(|snapshot| snapshot.complete(header.size));
         let bytes = Snapshot::encode_table(snapshots, &self.geometry).map_err(|e| {
             Error::new(ErrorKind::Invalid, format!("the snapshot table cannot be written: {e}")).at_path(&self.path)
         })?;

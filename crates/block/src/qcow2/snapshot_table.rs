@@ -15,6 +15,9 @@ use crate::queue::Queue;
 /// Bytes of the table to an entry that are read at first: names are short, as a rule.
 const ENTRY_BYTES: u64 = 256;
 
+/// More than the longest entry takes.
+const ENTRY_MAX: u64 = 136 << 10;
+
 /// The most bytes of snapshots' L1 tables that are read when an image is opened.
 const INACTIVE_L1_BYTES_MAX: u64 = 4 << 20;
 
@@ -45,7 +48,7 @@ impl SnapshotTable {
             |e: std::io::Error| Error::io("cannot read the snapshot table", e).at_path(path).at_offset(place);
         let file_len = file.length().map_err(io_error)?;
         // What the table can take at most: where the file ends before, parsing says that it is too short.
-        let most = file_len.saturating_sub(place).min(limits::SNAPSHOT_TABLE_BYTES_MAX);
+        let most = file_len.saturating_sub(place).min(limits::SNAPSHOT_TABLE_BYTES_MAX + ENTRY_MAX);
         let mut len = (u64::from(count) * ENTRY_BYTES).min(most);
         loop {
             let bytes = queue.read_buffer(file, place, len as usize).await.map_err(io_error)?;

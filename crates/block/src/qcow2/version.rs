@@ -29,9 +29,7 @@ impl Image {
         let header = self.header.lock().header.clone();
         let old = self.snapshots(queue).await?;
         let mut snapshots = old.entries.clone();
-        snapshots.iter_mut().for_each(|snapshot| {
-            snapshot.disk_size.get_or_insert(header.size);
-        });
+        snapshots.iter_mut().for_each(|snapshot| snapshot.complete(header.size));
         let geometry = Geometry { version: 3, ..self.geometry };
         let table = Snapshot::encode_table(&snapshots, &geometry).map_err(|e| self.format_error(&e))?;
         let place = self.write_structure(queue, Structure::SnapshotTable, &table).await?;

@@ -231,9 +231,14 @@ fn check_tables(header: &Header, file_len: u64, refcounts: Refcounts) -> Result<
 
     let snapshots =
         Table { size: Field::at("nb_snapshots", 60), offset: Field::at("snapshots_offset", 64), entry_len: 1 };
-    snapshots.check_size(header.snapshot_count.into(), limits::SNAPSHOTS_MAX.into())?;
+    // A repair cuts off what is too much.
+    let count = match refcounts {
+        Refcounts::Needed => header.snapshot_count,
+        Refcounts::ToBeRebuilt => header.snapshot_count.min(limits::SNAPSHOTS_MAX),
+    };
+    snapshots.check_size(count.into(), limits::SNAPSHOTS_MAX.into())?;
     // Entries have no fixed length; each has at least its fixed part.
-    let least = u64::from(header.snapshot_count) * crate::snapshot::FIXED_LEN as u64;
+    let least = u64::from(count) * crate::snapshot::FIXED_LEN as u64;
     snapshots.check_place(header, header.snapshots_offset, least, file_len)
 }
 

@@ -18,6 +18,10 @@ pub(super) enum Pass {
     Raise,
     /// Those that are too high are lowered.
     Lower,
+    /// As [`Pass::Raise`], of what the repair itself takes: that is not told.
+    Take,
+    /// As [`Pass::Lower`], of what it gives back.
+    Give,
 }
 
 /// What came out of it.
@@ -128,6 +132,8 @@ impl Checker {
     fn target(&mut self, pass: Pass, cluster: u64, stored: u64, found: u64) -> u64 {
         let max = refcount::max(self.geometry.refcount_order);
         match pass {
+            Pass::Take => stored.max(found.min(max)),
+            Pass::Give => stored.min(found),
             Pass::Raise | Pass::Lower => {
                 let target = if pass == Pass::Raise { stored.max(found.min(max)) } else { stored.min(found) };
                 if target != stored {

@@ -98,7 +98,7 @@ impl Checker {
     }
 
     /// Takes such clusters; the search goes on behind them.
-    fn take_room(&mut self, w: &Walked, next: &mut u64, count: u64) -> Option<u64> {
+    pub(super) fn take_room(&mut self, w: &Walked, next: &mut u64, count: u64) -> Option<u64> {
         let first = self.find_room(w, *next, count)?;
         *next = first + count;
         self.end = self.end.max(*next);

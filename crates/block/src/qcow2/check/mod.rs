@@ -1,7 +1,7 @@
 //! Check and repair: is an image what its tables say?
 //!
-//! One concern a file: [`refs`] counts references in little memory; [`walk`] goes through all metadata, with [`tables`] for
-//! snapshots and bitmaps; [`compare`] holds the image's own refcounts against what was found, and changes them; [`copied`] looks at
+//! One concern a file: [`refs`] counts references in little memory; [`walk`] goes through all metadata, with [`snapshots`] and [`tables`]
+//! for bitmaps; [`compare`] holds the image's own refcounts against what was found, and changes them; [`copied`] looks at
 //! the COPIED flags; [`repair`] decides what is done in which order, [`mend`] takes structures apart that lie in one
 //! cluster, [`rebuild`] writes all refcounts anew; [`report`] is what is said.
 //!
@@ -18,6 +18,7 @@ mod rebuild;
 mod refs;
 mod repair;
 pub(crate) mod report;
+mod snapshots;
 mod tables;
 mod walk;
 
@@ -151,6 +152,16 @@ impl Checker {
     /// Something could not be read or written.
     pub(crate) async fn run(&mut self, repair: Repair) -> Result<CheckReport> {
         (self.mends, self.out.flags_wait) = (repair == Repair::All, repair != Repair::None);
+        let cut = match repair {
+            Repair::All => self.cut_snapshots().await?,
+            _ => {
+                if let Some(what) = self.snapshots_beyond().await? {
+                    (self.out.sink)(Message::Beyond(what));
+                    return Ok(CheckReport { corruptions: 1, unreadable: 1, ..CheckReport::default() });
+                }
+                0
+            }
+        };
         let (mut report, walked, counts) = self.look(Stage::First).await?;
         let flagged = self.is_flagged();
         let is_clean = report.is_clean() && self.out.flags == 0;
@@ -158,11 +169,12 @@ impl Checker {
         if repair == Repair::None {
             return Ok(report);
         }
+        report.corruptions_fixed = cut;
         if is_clean && !flagged {
             self.forget_unknown().await?;
             return Ok(report);
         }
-        let (corruptions, leaks) = (report.corruptions, report.leaks);
+        let (corruptions, leaks) = (report.corruptions + cut, report.leaks);
         if !is_clean {
             self.repair(repair, walked, counts).await?;
             report = self.look(Stage::Last).await?.0;

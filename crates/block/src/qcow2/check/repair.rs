@@ -7,7 +7,7 @@
 //! 2. entries are changed: to the copies, and COPIED flags off where a write in place would harm another; **barrier**;
 //! 3. everything is walked again; only now, when all that is in use is counted and nothing damaged is left that could hide a reference,
 //!    refcounts that are too high are lowered; **barrier**;
-//! 4. COPIED flags are put right; **barrier**;
+//! 4. COPIED flags are put right; **barrier**; a snapshot table that lacks something is written anew ([`super::snapshots`]);
 //! 5. at the very end, if nothing is left, the dirty and the corrupt bit go.
 
 use cowhand_qcow2::{Autoclear, Incompatible, refcount};
@@ -180,6 +180,7 @@ impl Checker {
         self.barrier(Barrier::BeforeMapping).await?;
         let changed = self.copied(&mut w, fix).await?.changed;
         self.out.repaired_some(changed, "COPIED flags put right");
-        self.barrier(Barrier::Mapping).await
+        self.barrier(Barrier::Mapping).await?;
+        self.complete_snapshots(may_free).await
     }
 }

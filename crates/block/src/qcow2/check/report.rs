@@ -99,6 +99,11 @@ pub enum Message {
     Found(Finding),
     /// One thing that is wrong is being repaired: what, in the words of its [`Finding`].
     Repairing(String),
+    /// Something goes for good, as the format does not allow it: what.
+    Discarding(String),
+    /// The snapshot table is beyond the format's bounds, and nothing more has been looked at: what is wrong with it, and what a repair
+    /// would remove.
+    Beyond(String),
     /// The refcounts are about to be written anew.
     Rebuilding,
     /// Something has been repaired.

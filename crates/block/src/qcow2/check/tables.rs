@@ -1,6 +1,6 @@
-//! The walk through the snapshot table and the bitmap directory.
+//! The walk through the bitmap directory, and a window onto tables such as that and the snapshot table.
 
-use cowhand_qcow2::{BitmapFlags, BitmapTableEntry, DirectoryEntry, Snapshot, limits};
+use cowhand_qcow2::{BitmapFlags, BitmapTableEntry, DirectoryEntry};
 
 use super::Checker;
 use super::refs::Class;
@@ -13,7 +13,7 @@ use crate::io::Buffer;
 const ENTRY_MAX: u64 = 136 << 10;
 
 /// A window onto a table whose entries differ in length.
-struct Window {
+pub(super) struct Window {
     bytes: Buffer,
     /// Where in the file it starts.
     start: u64,
@@ -21,7 +21,13 @@ struct Window {
 
 impl Checker {
     /// The bytes from `at` on: an entry whole, if the table has it whole before `end`.
-    async fn window<'a>(&self, old: &'a mut Option<Window>, what: &str, at: u64, end: u64) -> Result<&'a [u8]> {
+    pub(super) async fn window<'a>(
+        &self,
+        old: &'a mut Option<Window>,
+        what: &str,
+        at: u64,
+        end: u64,
+    ) -> Result<&'a [u8]> {
         let holds = |w: &Window| {
             let window_end = w.start + w.bytes.len() as u64;
             w.start <= at && (window_end >= end || window_end >= at + ENTRY_MAX)
@@ -32,45 +38,6 @@ impl Checker {
         }
         let bytes = old.as_ref().and_then(|w| w.bytes.get((at - w.start) as usize..));
         Ok(bytes.unwrap_or_default())
-    }
-
-    /// The snapshot table, and each snapshot's L1 table.
-    pub(super) async fn snapshots(&mut self, w: &mut Walked) -> Result<()> {
-        let start = self.header.snapshots_offset.get();
-        let end = self.file_len.max(start).min(start.saturating_add(limits::SNAPSHOT_TABLE_BYTES_MAX));
-        let mut at = start;
-        let mut window = None;
-        let mut tables = Vec::new();
-        for index in 0..self.header.snapshot_count {
-            let bytes = self.window(&mut window, "the snapshot table", at, end).await?;
-            match Snapshot::parse(bytes, &self.geometry) {
-                Ok((snapshot, len)) => {
-                    let table = Table { offset: snapshot.l1_table_offset.get(), entries: snapshot.l1_size.into() };
-                    if !snapshot.is_complete(&self.geometry) {
-                        let text = || format!("snapshot {index} does not say how large its disk is");
-                        self.found(FindingKind::Snapshot, at, text);
-                    }
-                    tables.push((table, at));
-                    at += len as u64;
-                }
-                Err(problem) => {
-                    // Where the next one would start is not known either.
-                    w.unreadable += 1;
-                    self.found(FindingKind::Snapshot, at, || format!("snapshot {index} cannot be read: {problem}"));
-                    break;
-                }
-            }
-        }
-        self.claim(w, "the snapshot table", start, at - start, 64);
-        for (table, named_at) in tables {
-            if !self.is_inside(table.offset, table.entries * 8) {
-                w.cuts_off(self.end.max(self.geometry.cluster_bits.index_of(table.offset)));
-            }
-            if self.claim(w, "a snapshot's L1 table", table.offset, table.entries * 8, named_at) {
-                w.l1s.push(table);
-            }
-        }
-        Ok(())
     }
 
     /// The bitmap directory, and each bitmap's table and clusters.
