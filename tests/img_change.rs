@@ -287,8 +287,14 @@ fn amend() {
             "amend -o refcount_bits=64 old.qcow2",
             "amend -o compat=0.10,refcount_bits=16 b.qcow2",
             "amend -o compat=v2,refcount_bits=16 c.qcow2",
+            // The size that a snapshot has, again.
+            "create -q -f qcow2 d.qcow2 32M",
+            "snapshot -c s d.qcow2",
+            "resize d.qcow2 64M",
+            "amend -o compat=0.10 d.qcow2",
+            "amend -o compat=0.10,size=32M d.qcow2",
         ],
-        &["b.qcow2", "c.qcow2", "old.qcow2"],
+        &["b.qcow2", "c.qcow2", "old.qcow2", "d.qcow2"],
     );
 }
 

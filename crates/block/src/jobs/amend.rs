@@ -94,7 +94,7 @@ pub(crate) async fn amend_on(
         image.check_resize_as(size, version.max(header.version))?;
     }
     if version < header.version {
-        image.check_downgrade(queue, order).await?;
+        image.check_downgrade(queue, order, options.size.unwrap_or(header.size)).await?;
     }
     if order != header.refcount_order {
         image.check_refcount_order(queue, order).await?;
@@ -124,10 +124,9 @@ pub(crate) async fn amend_on(
         disk.resize_on(queue, size, Preallocation::Off).await?;
     }
     if version < header.version {
-        // The size may be another one now, which a snapshot then has not.
         let told = &mut progress;
         let Node::Qcow2(image) = &*disk.node() else { return Ok(()) };
-        image.check_downgrade(queue, order).await?;
+        image.check_downgrade(queue, order, image.header_now().size).await?;
         let bitmaps = disk.bitmaps_on(queue).await?;
         if !bitmaps.is_empty() {
             let path = &disk.spec().path;

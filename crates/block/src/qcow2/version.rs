@@ -50,8 +50,8 @@ impl Image {
         Ok(())
     }
 
-    /// Why an image cannot become one of version 2, given the width that its refcounts will have.
-    pub(crate) async fn check_downgrade(&self, queue: &Rc<Queue>, refcount_order: u32) -> Result<()> {
+    /// Why an image cannot become one of version 2, given the width that its refcounts and the size that its disk will have.
+    pub(crate) async fn check_downgrade(&self, queue: &Rc<Queue>, refcount_order: u32, size: u64) -> Result<()> {
         self.check_writable()?;
         let refuse = |message: String| Err(Error::new(ErrorKind::Unsupported, message).at_path(&self.path));
         let header = self.header.lock().header.clone();
@@ -62,8 +62,7 @@ impl Image {
             return refuse("Cannot downgrade an image with a data file".into());
         }
         let snapshots = self.snapshots(queue).await?.entries;
-        let fits =
-            |s: &Snapshot| s.vm_state_size <= u32::MAX.into() && s.disk_size.is_none_or(|size| size == header.size);
+        let fits = |s: &Snapshot| s.vm_state_size <= u32::MAX.into() && s.disk_size.is_none_or(|then| then == size);
         if !snapshots.iter().all(fits) {
             return refuse("Internal snapshots prevent downgrade of image".into());
         }
