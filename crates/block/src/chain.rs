@@ -10,7 +10,7 @@ use std::rc::Rc;
 use cowhand_qcow2::{CreateParams, Header};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{File, FileKind, LockError, LockMasks, OpenMode, Storage};
+use crate::io::{File, FileKind, LockError, LockMasks, OpenMode, Role, Storage};
 use crate::node::Node;
 use crate::options::{NodeOptions, OptionsError, Surroundings};
 use crate::probe::probe;
@@ -292,7 +292,7 @@ async fn data_file(
         return Err(Error::new(ErrorKind::Refused, message).at_path(&layer.path));
     }
     lock(&file, &path, write, spec).map_err(in_words)?;
-    Ok(Some(DataFile { file: file.of_content(), path, raw: header.is_data_file_raw() }))
+    Ok(Some(DataFile { file: file.of(Role::Content), path, raw: header.is_data_file_raw() }))
 }
 
 /// A throw-away overlay over `node`, whose header names nothing.

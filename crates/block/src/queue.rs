@@ -220,7 +220,7 @@ impl Queue {
         let queue = self.clone();
         self.spawn(async move {
             let result = match file.layer() {
-                Some(layer) => layer.serve(&queue, &op, file.is_content()).await,
+                Some(layer) => layer.serve(&queue, &op, file.role()).await,
                 None => Ok(()),
             };
             let data = match op {

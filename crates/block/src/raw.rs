@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::flush::Flushes;
-use crate::io::{Barrier, Buffer, File, IoSeg, segs_len, split_segs, zero_segs};
+use crate::io::{Barrier, Buffer, File, IoSeg, Role, segs_len, split_segs, zero_segs};
 use crate::probe::{PROBED, seems};
 use crate::qcow2::create::Preallocation;
 use crate::queue::Queue;
@@ -38,7 +38,7 @@ impl RawImage {
         let length = file.length().map_err(|e| Error::io("cannot tell the file's length", e).at_path(path))?;
         let length = unfinished.filter(|_| !file.traits().block_device).unwrap_or(length);
         Ok(Self {
-            file: file.of_content(),
+            file: file.of(Role::Content),
             path: path.to_path_buf(),
             size: length.next_multiple_of(512),
             writable,

@@ -155,8 +155,18 @@ pub trait FileOps: Send + Sync {
 #[derive(Clone)]
 pub struct File {
     shared: Arc<Shared>,
-    /// What is read and written through this handle is the disk's content.
-    content: bool,
+    role: Role,
+}
+
+/// What is read and written through a handle: nothing that a file of the host looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// An image's metadata.
+    Metadata,
+    /// Its L2 tables.
+    L2Tables,
+    /// The disk's content.
+    Content,
 }
 
 struct Shared {
@@ -184,7 +194,7 @@ impl File {
     }
 
     fn with(ops: Ops) -> Self {
-        Self { shared: Arc::new(Shared { writes: RangeLocks::default(), ops }), content: false }
+        Self { shared: Arc::new(Shared { writes: RangeLocks::default(), ops }), role: Role::Metadata }
     }
 
     /// What stands in the file's place, if it is no file of a storage.
@@ -195,14 +205,14 @@ impl File {
         }
     }
 
-    /// The file as one that holds the disk's content, rather than an image's metadata.
-    pub(crate) fn of_content(&self) -> Self {
-        Self { content: true, ..self.clone() }
+    /// A handle through which this is read and written.
+    pub(crate) fn of(&self, role: Role) -> Self {
+        Self { role, ..self.clone() }
     }
 
-    /// Whether what is read and written through this handle is the disk's content.
-    pub(crate) fn is_content(&self) -> bool {
-        self.content
+    /// What is read and written through this handle.
+    pub(crate) fn role(&self) -> Role {
+        self.role
     }
 
     pub(crate) fn writes(&self) -> &RangeLocks {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use super::{How, Layer, Served, no_space};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::io::{File, FileOps, FileTraits, IoSeg, LockError, LockMasks, Op, fill_zero, segs_len, split_segs};
+use crate::io::{File, FileOps, FileTraits, IoSeg, LockError, LockMasks, Op, Role, fill_zero, segs_len, split_segs};
 use crate::queue::Queue;
 use crate::request::Request;
 use crate::spec::DiskSpec;
@@ -56,7 +56,7 @@ fn as_host_error(error: Error) -> io::Error {
 }
 
 impl Layer for Open {
-    fn serve<'a>(&'a self, queue: &'a Rc<Queue>, op: &'a Op, _content: bool) -> Served<'a> {
+    fn serve<'a>(&'a self, queue: &'a Rc<Queue>, op: &'a Op, _role: Role) -> Served<'a> {
         Box::pin(async move {
             match op {
                 Op::Read { offset, data } => self.read(queue, *offset, data).await,

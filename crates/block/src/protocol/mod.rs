@@ -21,7 +21,7 @@ pub use self::null::Null;
 use crate::chain::{OpenPolicy, open_plain};
 use crate::disk::Disk;
 use crate::error::Result;
-use crate::io::{File, FileKind, FileOps, Op};
+use crate::io::{File, FileKind, FileOps, Op, Role};
 use crate::queue::Queue;
 use crate::spec::DiskSpec;
 use crate::sync::Arc;
@@ -107,9 +107,8 @@ pub(crate) type Served<'a> = Pin<Box<dyn Future<Output = io::Result<()>> + 'a>>;
 
 /// What stands in a file's place.
 pub(crate) trait Layer: FileOps {
-    /// Serves an operation of `queue`, whole: a read past the end gives zeros. `content` says that what is read or written is the disk's
-    /// content, and not an image's metadata.
-    fn serve<'a>(&'a self, queue: &'a Rc<Queue>, op: &'a Op, content: bool) -> Served<'a>;
+    /// Serves an operation of `queue`, whole: a read past the end gives zeros. `role` says what is read or written.
+    fn serve<'a>(&'a self, queue: &'a Rc<Queue>, op: &'a Op, role: Role) -> Served<'a>;
 
     /// The disk of an image, if that is what the file shows, byte for byte.
     fn disk(&self) -> Option<&Arc<Disk>> {

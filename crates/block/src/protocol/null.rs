@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::{Layer, Served, no_space};
-use crate::io::{File, FileOps, FileTraits, LockError, LockMasks, Op, fill_zero, segs_len};
+use crate::io::{File, FileOps, FileTraits, LockError, LockMasks, Op, Role, fill_zero, segs_len};
 use crate::queue::Queue;
 
 /// Nothing, of some size.
@@ -41,7 +41,7 @@ pub(super) fn open(null: &Null) -> File {
 }
 
 impl Layer for Open {
-    fn serve<'a>(&'a self, queue: &'a Rc<Queue>, op: &'a Op, _content: bool) -> Served<'a> {
+    fn serve<'a>(&'a self, queue: &'a Rc<Queue>, op: &'a Op, _role: Role) -> Served<'a> {
         Box::pin(async move {
             let latency = self.null.latency;
             if !latency.is_zero() {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use super::{Layer, Part, Served, no_space};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{File, FileOps, FileTraits, LockError, LockMasks, Op, fill_zero, segs_len, split_segs};
+use crate::io::{File, FileOps, FileTraits, LockError, LockMasks, Op, Role, fill_zero, segs_len, split_segs};
 use crate::queue::Queue;
 
 struct Open {
@@ -56,9 +56,9 @@ impl Open {
 }
 
 impl Layer for Open {
-    fn serve<'a>(&'a self, queue: &'a Rc<Queue>, op: &'a Op, content: bool) -> Served<'a> {
+    fn serve<'a>(&'a self, queue: &'a Rc<Queue>, op: &'a Op, role: Role) -> Served<'a> {
         Box::pin(async move {
-            let of = if content { &self.of.of_content() } else { &self.of };
+            let of = &self.of.of(role);
             match op {
                 Op::Read { offset, data } => {
                     let len = segs_len(data);

@@ -12,6 +12,7 @@ use super::entry::Stored;
 use super::mapping::be64;
 use super::slices::Slice;
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::Role;
 use crate::mutation::Mutation;
 use crate::queue::Queue;
 use crate::sync::enlist;
@@ -66,7 +67,7 @@ impl Image {
             Some(table) => {
                 let place = table.get() + at;
                 let entries_len = self.slice_entries * self.geometry.l2_entry_size() as usize;
-                let read = queue.read_buffer(&self.file, place, entries_len).await;
+                let read = queue.read_buffer(&self.file.of(Role::L2Tables), place, entries_len).await;
                 Some(read.map_err(|e| self.io_error("cannot read an L2 table", place, e))?)
             }
         };

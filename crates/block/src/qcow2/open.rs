@@ -21,7 +21,7 @@ use super::{HeaderState, Image, Meta};
 use crate::error::{Error, ErrorKind, Result};
 use crate::flush::Flushes;
 use crate::grace::Grace;
-use crate::io::{Barrier, File};
+use crate::io::{Barrier, File, Role};
 use crate::node::Node;
 use crate::queue::Queue;
 use crate::secret::Secret;
@@ -258,7 +258,7 @@ impl Opening {
         Ok(Image {
             size: size.next_multiple_of(512),
             path: self.path,
-            content: self.file.of_content(),
+            content: self.file.of(Role::Content),
             file: self.file,
             external,
             cipher,

@@ -15,6 +15,7 @@ use super::entry::{Below, LAYERS_MAX, Stored};
 use super::load::stored_entries;
 use super::slices::Slice;
 use crate::error::Result;
+use crate::io::Role;
 use crate::node::Node;
 use crate::queue::Queue;
 
@@ -91,7 +92,7 @@ impl Image {
             if let Some(table) = table {
                 let size = self.geometry.l2_entry_size();
                 let place = table.get() + at % per_table * size;
-                let read = queue.read_buffer(&self.file, place, ((end - at) * size) as usize).await;
+                let read = queue.read_buffer(&self.file.of(Role::L2Tables), place, ((end - at) * size) as usize).await;
                 let bytes = read.map_err(|e| self.io_error("cannot read an L2 table", place, e))?;
                 let into = (at - clusters.start) as usize..(end - clusters.start) as usize;
                 stored_entries(&bytes, &self.geometry, &mut entries[into]);

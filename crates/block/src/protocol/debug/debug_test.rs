@@ -62,6 +62,8 @@ fn a_fault_meets_what_it_is_for() {
     let rules = vec![rule("inject-error", &once), rule("inject-error", &always)];
     let disk = crate::Disk::open(&spec(Format::Raw, rules, Limits::default()), &policy(&world)).unwrap();
     let mut queue = disk.byte_queue().unwrap();
+    // There is nothing to flush yet.
+    queue.run(ByteRequest::Flush).0.unwrap();
     write(&mut queue, 4096, 512).unwrap();
     read(&mut queue, 0, 4096).unwrap();
     assert_eq!(errno(read(&mut queue, 4000, 200)), libc::ENOSPC);
@@ -99,6 +101,21 @@ fn content_is_told_from_metadata() {
     disk.close().unwrap();
     let report = crate::check::check(&spec, &Default::default(), &policy(&world), |_| {}).unwrap();
     assert_eq!((report.corruptions, report.leaks), (0, 0));
+}
+
+#[test]
+fn tables_are_told_from_other_metadata() {
+    let world = world_with_image();
+    let rules = vec![rule("inject-error", &[("event", "l2_load"), ("once", "on")])];
+    let spec = spec(Format::Qcow2, rules, Limits::default());
+    for written in [false, true] {
+        let disk = crate::Disk::open(&spec, &policy(&world)).unwrap();
+        let mut queue = disk.byte_queue().unwrap();
+        // Without a table there is nothing to load.
+        assert_eq!(errno(read(&mut queue, 0, 512)), if written { libc::EIO } else { 0 });
+        read(&mut queue, 0, 512).unwrap();
+        write(&mut queue, 0, 512).unwrap();
+    }
 }
 
 /// Whatever the limits, a disk is what it would be without them.
@@ -182,6 +199,6 @@ fn rules_come_from_a_file_too() {
     ] {
         assert_eq!(config::parse(text), Err(said.into()));
     }
-    let inside = Event::named("l2_load").unwrap_err();
+    let inside = Event::named("cluster_free").unwrap_err();
     assert!(inside.contains("does not happen in cowhand"), "{inside}");
 }

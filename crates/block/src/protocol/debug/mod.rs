@@ -18,9 +18,9 @@ use self::rules::{IoType, State};
 use super::{FileSpec, How, Layer, Served};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{File, FileOps, FileTraits, IoSeg, LockError, LockMasks, Op, segs_len, split_segs, zero_segs};
+use crate::io::{File, FileOps, FileTraits, IoSeg, LockError, LockMasks, Op, Role, segs_len, split_segs, zero_segs};
 use crate::queue::Queue;
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering};
 
 /// A file whose operations are made to fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +59,8 @@ struct Open {
     of: File,
     limits: Limits,
     state: Mutex<State>,
+    /// There is something to flush. As in QEMU, a flush of nothing does not happen.
+    written: AtomicBool,
 }
 
 pub(super) async fn open(queue: &Rc<Queue>, debug: &Debug, how: How<'_>) -> Result<File> {
@@ -68,7 +70,12 @@ pub(super) async fn open(queue: &Rc<Queue>, debug: &Debug, how: How<'_>) -> Resu
     };
     rules.extend(debug.rules.iter().cloned());
     let of = super::open(queue, &debug.of, How { ..how }).await?;
-    Ok(File::layered(Open { of, limits: debug.limits.clone(), state: Mutex::new(State::new(rules)) }))
+    Ok(File::layered(Open {
+        of,
+        limits: debug.limits.clone(),
+        state: Mutex::new(State::new(rules)),
+        written: AtomicBool::new(false),
+    }))
 }
 
 async fn read_config(queue: &Rc<Queue>, path: &Path, how: How<'_>) -> Result<Vec<Rule>> {
@@ -115,12 +122,12 @@ impl Open {
         self.state.lock().happens(event);
     }
 
-    fn file(&self, content: bool) -> File {
-        if content { self.of.of_content() } else { self.of.clone() }
+    fn file(&self, role: Role) -> File {
+        self.of.of(role)
     }
 
-    async fn read(&self, queue: &Rc<Queue>, offset: u64, data: &[IoSeg], content: bool) -> io::Result<()> {
-        let of = self.file(content);
+    async fn read(&self, queue: &Rc<Queue>, offset: u64, data: &[IoSeg], role: Role) -> io::Result<()> {
+        let of = self.file(role);
         for piece in pieces(offset..offset + segs_len(data), None, self.limits.max_transfer) {
             self.check(IoType::Read, piece.clone())?;
             let data = split_segs(data, piece.start - offset, piece.end - piece.start);
@@ -129,8 +136,8 @@ impl Open {
         Ok(())
     }
 
-    async fn write(&self, queue: &Rc<Queue>, offset: u64, data: &[IoSeg], content: bool) -> io::Result<()> {
-        let of = self.file(content);
+    async fn write(&self, queue: &Rc<Queue>, offset: u64, data: &[IoSeg], role: Role) -> io::Result<()> {
+        let of = self.file(role);
         for piece in pieces(offset..offset + segs_len(data), None, self.limits.max_transfer) {
             self.happens(Event::Pwritev);
             self.check(IoType::Write, piece.clone())?;
@@ -140,13 +147,13 @@ impl Open {
         Ok(())
     }
 
-    async fn write_zeroes(&self, queue: &Rc<Queue>, range: Range<u64>, content: bool) -> io::Result<()> {
-        let of = self.file(content);
+    async fn write_zeroes(&self, queue: &Rc<Queue>, range: Range<u64>, role: Role) -> io::Result<()> {
+        let of = self.file(role);
         let unit = self.limits.opt_write_zero;
         for piece in pieces(range, unit, self.limits.max_write_zero) {
             let len = piece.end - piece.start;
             if len < unit.unwrap_or(0).into() {
-                self.write(queue, piece.start, &zero_segs(len), content).await?;
+                self.write(queue, piece.start, &zero_segs(len), role).await?;
                 continue;
             }
             self.happens(Event::PwritevZero);
@@ -156,8 +163,8 @@ impl Open {
         Ok(())
     }
 
-    async fn punch(&self, queue: &Rc<Queue>, range: Range<u64>, content: bool) -> io::Result<()> {
-        let of = self.file(content);
+    async fn punch(&self, queue: &Rc<Queue>, range: Range<u64>, role: Role) -> io::Result<()> {
+        let of = self.file(role);
         for piece in pieces(range, self.limits.opt_discard, self.limits.max_discard) {
             self.check(IoType::Discard, piece.clone())?;
             queue.punch(&of, piece.start, piece.end - piece.start).await?;
@@ -167,29 +174,38 @@ impl Open {
 }
 
 impl Layer for Open {
-    fn serve<'a>(&'a self, queue: &'a Rc<Queue>, op: &'a Op, content: bool) -> Served<'a> {
+    fn serve<'a>(&'a self, queue: &'a Rc<Queue>, op: &'a Op, role: Role) -> Served<'a> {
         Box::pin(async move {
+            if !matches!(op, Op::Read { .. } | Op::Flush { .. }) {
+                self.written.store(true, Ordering::SeqCst);
+            }
             match op {
                 Op::Read { offset, data } => {
-                    if content {
-                        self.happens(Event::ReadAio);
+                    match role {
+                        Role::Content => self.happens(Event::ReadAio),
+                        Role::L2Tables => self.happens(Event::L2Load),
+                        Role::Metadata => {}
                     }
-                    self.read(queue, *offset, data, content).await
+                    self.read(queue, *offset, data, role).await
                 }
                 Op::Write { offset, data } => {
-                    if content {
+                    if role == Role::Content {
                         self.happens(Event::WriteAio);
                     }
-                    self.write(queue, *offset, data, content).await
+                    self.write(queue, *offset, data, role).await
                 }
                 Op::WriteZeroes { offset, len } => {
-                    self.write_zeroes(queue, *offset..offset.saturating_add(*len), content).await
+                    self.write_zeroes(queue, *offset..offset.saturating_add(*len), role).await
                 }
-                Op::Punch { offset, len } => self.punch(queue, *offset..offset.saturating_add(*len), content).await,
+                Op::Punch { offset, len } => self.punch(queue, *offset..offset.saturating_add(*len), role).await,
                 Op::Flush { barrier } => {
                     self.happens(Event::FlushToOs);
-                    self.happens(Event::FlushToDisk);
-                    self.check(IoType::Flush, 0..0)?;
+                    if self.written.swap(false, Ordering::SeqCst) {
+                        self.happens(Event::FlushToDisk);
+                        let fault = self.check(IoType::Flush, 0..0);
+                        self.written.fetch_or(fault.is_err(), Ordering::SeqCst);
+                        fault?;
+                    }
                     queue.flush(&self.of, *barrier).await
                 }
                 Op::Allocate { offset, len } => queue.allocate(&self.of, *offset, *len).await,

@@ -13,6 +13,8 @@ pub enum Event {
     ReadAio,
     /// The disk's content is going to be written.
     WriteAio,
+    /// An L2 table, or a part of one, is going to be read.
+    L2Load,
     /// It is going to be flushed.
     FlushToOs,
     /// The same.
@@ -24,10 +26,11 @@ pub enum Event {
 }
 
 impl Event {
-    const NAMES: [(&str, Self); 7] = [
+    const NAMES: [(&str, Self); 8] = [
         ("none", Self::None),
         ("read_aio", Self::ReadAio),
         ("write_aio", Self::WriteAio),
+        ("l2_load", Self::L2Load),
         ("flush_to_os", Self::FlushToOs),
         ("flush_to_disk", Self::FlushToDisk),
         ("pwritev", Self::Pwritev),
@@ -35,12 +38,11 @@ impl Event {
     ];
 
     /// Events of QEMU's own code that do not happen here.
-    const OTHERS: [&str; 41] = [
+    const OTHERS: [&str; 40] = [
         "l1_update",
         "l1_grow_alloc_table",
         "l1_grow_write_table",
         "l1_grow_activate_table",
-        "l2_load",
         "l2_update",
         "l2_update_compressed",
         "l2_alloc_cow_read",
