@@ -519,6 +519,27 @@ fn a_disk_that_is_raw_by_a_guess_does_not_become_an_image() {
 }
 
 #[test]
+fn what_is_written_through_the_filter_is_compressed_whole_clusters_each() {
+    let stand = Stand::new();
+    let options = "driver=compress,file.driver=qcow2,file.file.filename=over.qcow2";
+    // In the middle of clusters and of sectors, over several of them, and at the disk's end.
+    let writes = ["write -P 1 17k 200k", "write -P 2 400001 777", "write -P 3 1020k 4k", "read -v 384k 20k"];
+    let words: Vec<&str> = writes.iter().flat_map(|write| ["-c", write]).collect();
+    stand.same(&[&["--image-opts", options], &words[..]].concat(), "");
+    // A cluster that is there as data is refused, and keeps what it has.
+    stand.same(&["-f", "qcow2", "-c", "write -P 4 512k 64k", "over.qcow2"], "");
+    stand.same(&["--image-opts", options, "-c", "write -P 5 512k 64k", "-c", "read -P 4 512k 64k"], "");
+    let [theirs, ours] = stand.sides.each_ref().map(|(dir, _)| {
+        qemu("qemu-img", dir, &["check", "-f", "qcow2", "over.qcow2"]);
+        let map = qemu("qemu-img", dir, &["map", "-f", "qcow2", "--output=json", "over.qcow2"]);
+        let compressed = map.lines().filter(|line| line.contains("\"compressed\": true"));
+        compressed.map(str::to_string).collect::<Vec<_>>()
+    });
+    assert!(theirs.len() >= 3, "{theirs:?}");
+    assert_eq!(theirs, ours);
+}
+
+#[test]
 fn info_tells_of_bitmaps_and_encryption() {
     let stand = Stand::new();
     let [(theirs, _), (ours, _)] = &stand.sides;

@@ -309,6 +309,7 @@ fn existing(args: &Args, plan: &mut Plan<'_>, sources: &[Arc<Disk>], cx: &Contex
     if args.compress && target.spec().format == Format::Raw {
         return Err(Failure::new("Compression not supported for this file format"));
     }
+    plan.copy.compressed |= target.spec().compress;
     if args.bitmaps && !target.can_have_bitmaps() {
         return Err(Failure::new(format!("Format driver '{}' does not support bitmaps", target.spec().format)));
     }

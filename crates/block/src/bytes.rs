@@ -332,7 +332,10 @@ impl Inner {
                 self.write(*offset, &memory.segs()).await?;
                 self.flush_if(*durable).await
             }
-            ByteRequest::WriteCompressed { offset, memory } => self.write_compressed(*offset, memory).await,
+            ByteRequest::WriteCompressed { offset, memory } => {
+                let _writing = self.lock(*offset, memory.len()).await;
+                self.write_compressed(*offset, memory.segs()).await
+            }
             ByteRequest::WriteZeroes { offset, len, unmap, fast_only, durable } => {
                 self.write_zeroes(*offset, *len, *unmap, *fast_only).await?;
                 self.flush_if(*durable).await
@@ -382,6 +385,10 @@ impl Inner {
         if self.copy_on_read {
             self.copy(offset, memory.len()).await?;
         }
+        self.read_uncopied(offset, memory).await
+    }
+
+    async fn read_uncopied(&self, offset: u64, memory: &Memory) -> Result<()> {
         let edges = Edges::new(self.unit(), offset, memory.len());
         let data = edges.around(offset, &memory.segs());
         self.request(Request::Read { offset: edges.start, data }).await
@@ -389,16 +396,35 @@ impl Inner {
 
     async fn write(&self, offset: u64, data: &[IoSeg]) -> Result<()> {
         let len = segs_len(data);
+        if self.disk.spec().compress {
+            return self.write_clusters(offset, data).await;
+        }
         let _writing = self.lock(offset, len).await;
         let edges = Edges::new(self.unit(), offset, len);
         self.read_edges(&edges).await?;
         self.request(Request::Write { offset: edges.start, data: edges.around(offset, data) }).await
     }
 
-    async fn write_compressed(&self, offset: u64, memory: &Memory) -> Result<()> {
-        let len = memory.len();
-        let _writing = self.lock(offset, len).await;
-        let written = self.request(Request::WriteCompressed { offset, data: memory.segs() }).await;
+    /// Writes data compressed, with what there is of its clusters around it.
+    async fn write_clusters(&self, offset: u64, data: &[IoSeg]) -> Result<()> {
+        let (cluster, end) = (u64::from(self.disk.node().granularity()), offset + segs_len(data));
+        let whole = offset - offset % cluster..end.next_multiple_of(cluster).min(self.disk.size());
+        let _writing = self.lock(whole.start, whole.end - whole.start).await;
+        // They stay until the write is over.
+        let around = [whole.start..offset, end..whole.end];
+        let around = around.map(|range| (range.start, Memory::new(Buffer::zeroed((range.end - range.start) as usize))));
+        for (at, memory) in around.iter().filter(|(_, memory)| !memory.is_empty()) {
+            self.read_uncopied(*at, memory).await?;
+        }
+        let [(_, head), (_, tail)] = &around;
+        let segs = [head.segs(), data.to_vec(), tail.segs()].concat();
+        self.write_compressed(whole.start, segs.into_iter().filter(|seg| !seg.is_empty()).collect()).await
+    }
+
+    /// Writes whole clusters compressed. The caller has locked them.
+    async fn write_compressed(&self, offset: u64, data: Vec<IoSeg>) -> Result<()> {
+        let len = segs_len(&data);
+        let written = self.request(Request::WriteCompressed { offset, data }).await;
         let cluster = u64::from(self.disk.node().granularity());
         let whole = offset.is_multiple_of(cluster) && (len.is_multiple_of(cluster) || offset + len == self.disk.size());
         written.map_err(|e| match e.kind() {

@@ -359,14 +359,14 @@ impl Disk {
     async fn serve(&self, node: &Node, queue: &Rc<Queue>, request: &Request) -> Result<()> {
         match request {
             Request::Read { offset, data } => node.read(queue, *offset, data).await,
-            Request::Write { offset, data } => {
+            Request::Write { offset, data } if !self.spec.compress => {
                 if self.spec.detect_zeroes != DetectZeroes::Off && is_zero(data) {
                     let unmap = self.spec.detect_zeroes == DetectZeroes::Unmap;
                     return node.write_zeroes(queue, *offset, segs_len(data), Zeros { unmap, said: false }).await;
                 }
                 node.write(queue, *offset, data).await
             }
-            Request::WriteCompressed { offset, data } => {
+            Request::Write { offset, data } | Request::WriteCompressed { offset, data } => {
                 if self.spec.detect_zeroes != DetectZeroes::Off && is_zero(data) {
                     let unmap = self.spec.detect_zeroes == DetectZeroes::Unmap;
                     return node.write_zeroes(queue, *offset, segs_len(data), Zeros { unmap, said: false }).await;

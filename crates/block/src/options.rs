@@ -186,6 +186,10 @@ impl NodeOptions {
     /// An option that QEMU has and cowhand does not, or that nobody has; a value that it does not take; a format that is not said and
     /// must not be guessed.
     pub fn into_spec(mut self, base: &DiskSpec, around: &dyn Surroundings) -> Result<DiskSpec, OptionsError> {
+        if self.get("driver") == Some("compress") {
+            self.take("driver");
+            return self.into_compressing(base, around);
+        }
         let mut spec = DiskSpec { backing: Backing::Header, data_file: None, bare: None, ..base.clone() };
         if let Some(driver) = self.get("driver").and_then(below::protocol) {
             let file = self.into_file(&mut spec, around)?;
@@ -217,6 +221,19 @@ impl NodeOptions {
         match self.0.into_keys().next() {
             Some(key) => wrong(format!("Block format '{}' does not support the option '{key}'", spec.format)),
             None => Ok(spec),
+        }
+    }
+
+    /// The disk that is described below a filter (`compress`) that compresses all that is written.
+    fn into_compressing(mut self, base: &DiskSpec, around: &dyn Surroundings) -> Result<DiskSpec, OptionsError> {
+        self.take("node-name");
+        let spec = self.take_below("file").into_spec(base, around)?;
+        match self.0.into_keys().next() {
+            Some(key) => wrong(format!("Block format 'compress' does not support the option '{key}'")),
+            None if spec.format != Format::Qcow2 => {
+                wrong(format!("Compression is not supported for underlying format: {}", spec.format))
+            }
+            None => Ok(DiskSpec { compress: true, ..spec }),
         }
     }
 

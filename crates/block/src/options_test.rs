@@ -56,6 +56,14 @@ fn what_is_wrong_is_named() {
         ("driver=nbd,file.filename=x", "Unknown driver 'nbd'"),
         ("driver=vmdk,file.filename=x", "the format 'vmdk' is not supported by cowhand (qcow2 and raw are)"),
         ("driver=qcow2,file.driver=quorum,file.filename=x", "Unknown driver 'quorum'"),
+        (
+            "driver=compress,file.driver=raw,file.file.filename=x",
+            "Compression is not supported for underlying format: raw",
+        ),
+        (
+            "driver=compress,foo=1,file.driver=qcow2,file.file.filename=x",
+            "Block format 'compress' does not support the option 'foo'",
+        ),
         ("driver=qcow2", "A block device must be specified for \"file\""),
         (
             "driver=raw,file.filename=x,lazy-refcounts=on",

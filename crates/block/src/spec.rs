@@ -168,6 +168,8 @@ pub struct DiskSpec {
     pub secret: Option<SecretSource>,
     /// Serve a file as raw though it begins like a qcow2 image.
     pub force_raw: bool,
+    /// Every write is compressed, whole clusters each.
+    pub compress: bool,
     /// The disk was just made to be filled, and will have so many bytes: until
     /// [`finish_filling`](crate::Disk::finish_filling) it does not look whole. See [`NewImage::unfinished`](crate::NewImage::unfinished).
     pub unfinished: Option<u64>,
@@ -239,6 +241,7 @@ impl DiskSpec {
             lock: true,
             secret: None,
             force_raw: false,
+            compress: false,
             unfinished: None,
             guessed: false,
         }
