@@ -154,11 +154,17 @@ impl Image {
     }
 
     async fn decode(&self, queue: &Rc<Queue>, range: CompressedRange) -> Result<Buffer> {
-        let _permit = queue.permit().await;
         let place = range.host.get();
         let error = |e| self.io_error("cannot read a compressed cluster", place, e);
         // The last sector may lie past the end of the file: it reads as zeros, which no decoder looks at. (Sharp edge 25.)
-        let bytes = queue.read_buffer(&self.file, place, range.len as usize).await.map_err(error)?;
+        let read = || queue.read_buffer(&self.file, place, range.len as usize);
+        // Another image in the file's place takes permits for its own clusters, and would wait for ours for ever.
+        let early = if self.file.layer().is_some() { Some(read().await.map_err(error)?) } else { None };
+        let _permit = queue.permit().await;
+        let bytes = match early {
+            Some(bytes) => bytes,
+            None => read().await.map_err(error)?,
+        };
         let compression = self.header.lock().header.compression;
         let size = self.cluster_size();
         let work = move || {

@@ -7,6 +7,7 @@ use crate::chain::OpenPolicy;
 use crate::disk::{Disk, DiskQueue};
 use crate::io::Storage;
 use crate::io::sim::World;
+use crate::protocol::Protocol;
 use crate::request::{Event, Request, RequestQueue, Wait};
 use crate::spec::{DiskSpec, Format};
 use crate::{Preallocation, create_image};
@@ -114,4 +115,49 @@ fn a_damaged_cluster_fails_for_each_of_its_readers_and_nobody_waits_for_ever_edg
             ended.len() == 4 && ended.iter().all(|end| end.as_ref().is_err_and(|e| e.kind() == ErrorKind::Corrupt))
         );
     }
+}
+
+/// An image of `content`, whole clusters, all of them compressed.
+fn compressed(world: &World, path: &str, content: &[u8]) -> DiskSpec {
+    let storage: Arc<dyn Storage> = Arc::new(world.clone());
+    let policy = OpenPolicy { storage, allow_dirs: Vec::new(), probe: false, temp_dir: PathBuf::from("/") };
+    let params = CreateParams::new(content.len() as u64);
+    create_image(&policy.storage, Path::new(path), &params, Preallocation::Off).unwrap();
+    let spec = DiskSpec::new(Path::new(path), Format::Qcow2);
+    let disk = Disk::open(&spec, &policy).unwrap();
+    let mut queues = [disk.queue().unwrap()];
+    let buffer = Buffer::from_bytes(content);
+    queues[0].submit(0, Request::WriteCompressed { offset: 0, data: vec![buffer.seg(0, buffer.len())] });
+    finish(world, &mut queues).into_iter().for_each(Result::unwrap);
+    drop(queues);
+    disk.close().unwrap();
+    spec
+}
+
+#[test]
+fn compressed_clusters_in_compressed_clusters_do_not_wait_for_each_other() {
+    const COUNT: usize = 40;
+    let world = World::new(1);
+    let bytes: Vec<u8> = (0..COUNT * CLUSTER).map(|i| (i / CLUSTER) as u8 + 1).collect();
+    compressed(&world, "/inner", &bytes);
+    let mut inner = world.content(Path::new("/inner")).unwrap();
+    inner.resize(inner.len().next_multiple_of(CLUSTER), 0);
+    let outer = compressed(&world, "/outer", &inner);
+    let spec = DiskSpec { protocol: Protocol::Image(Box::new(outer.clone())), readonly: true, ..outer };
+    let storage: Arc<dyn Storage> = Arc::new(world.clone());
+    let policy = OpenPolicy { storage, allow_dirs: Vec::new(), probe: false, temp_dir: PathBuf::from("/") };
+    let disk = Disk::open(&spec, &policy).unwrap();
+    let mut queue = disk.queue().unwrap();
+    let buffers: Vec<Buffer> = (0..COUNT).map(|_| Buffer::zeroed(4096)).collect();
+    buffers.iter().enumerate().for_each(|(i, buffer)| read(&mut queue, i as u64, buffer));
+    let mut events = Vec::new();
+    for _ in 0..100_000 {
+        world.step();
+        queue.wait(Wait::Poll, &mut events).unwrap();
+        if queue.in_flight() == 0 {
+            break;
+        }
+    }
+    assert_eq!(queue.in_flight(), 0, "they wait for each other");
+    assert!(buffers.iter().enumerate().all(|(i, buffer)| buffer[..] == [i as u8 + 1; 4096]));
 }
