@@ -409,6 +409,9 @@ pub(crate) fn described_by(
     for path in given.named() {
         allowed("backing file", &path, image, policy)?;
     }
+    if let Some(what) = given.files().iter().find_map(FileSpec::not_for_headers) {
+        return Err(refuse(OptionsError::new(format!("a header may not ask for {what}"))));
+    }
     Ok(given)
 }
 

@@ -51,8 +51,14 @@ pub trait Surroundings {
     fn secret(&self, id: &str) -> Result<Option<SecretSource>, String>;
 }
 
+impl OptionsError {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
 fn wrong<T>(message: impl Into<String>) -> Result<T, OptionsError> {
-    Err(OptionsError(message.into()))
+    Err(OptionsError::new(message))
 }
 
 impl NodeOptions {

@@ -268,17 +268,22 @@ impl DiskSpec {
     /// All files of the host that are opened by description alone, and not because an image names them.
     #[must_use]
     pub fn named(&self) -> Vec<PathBuf> {
-        let mut named = Vec::new();
+        self.files().iter().flat_map(FileSpec::named).collect()
+    }
+
+    /// What the disk and those that are described below it lie in, data files as well.
+    pub(crate) fn files(&self) -> Vec<FileSpec> {
+        let mut files = Vec::new();
         let mut disk = Some(self);
         while let Some(spec) = disk {
-            named.extend(spec.file().named());
-            named.extend(spec.data_file.iter().flat_map(FileSpec::named));
+            files.push(spec.file());
+            files.extend(spec.data_file.clone());
             disk = match &spec.backing {
                 Backing::Given(given) => Some(given),
                 Backing::Header | Backing::Alone => None,
             };
         }
-        named
+        files
     }
 
     /// Parses a DISK.

@@ -83,11 +83,46 @@ fn a_description_opens_nothing_that_a_name_would_not() {
             "outside the allowed directories",
         ),
         (format!(r#"{{"driver":"qcow2","file.filename":"{inside}","encrypt.key-secret":"s"}}"#), "No secret"),
+        (
+            format!(r#"{{"driver":"qcow2","file":{{"driver":"qcow2","file.filename":"{inside}"}}}}"#),
+            "may not ask for an image inside of another image's disk",
+        ),
+        (
+            format!(
+                r#"{{"driver":"qcow2","file.filename":"{inside}","backing":{{"driver":"raw","file":{{"driver":"qcow2","file.filename":"{inside}"}}}}}}"#
+            ),
+            "may not ask for an image inside of another image's disk",
+        ),
+        (
+            format!(
+                r#"{{"driver":"qcow2","file.filename":"{inside}","data-file":{{"driver":"null-co","latency-ns":9000000000000}}}}"#
+            ),
+            "may not ask for null-co that takes its time",
+        ),
+        (
+            format!(
+                r#"{{"driver":"raw","offset":512,"file":{{"driver":"blkdebug","align":1073741824,"image.filename":"{inside}"}}}}"#
+            ),
+            "may not ask for blkdebug that changes sizes",
+        ),
         ("[]".into(), "an object is expected"),
     ] {
         let spec = overlay(dir.path(), &format!("json:{json}"), "qcow2");
         let error = Disk::open(&spec, &policy(Engine::Auto)).err().unwrap_or_else(|| panic!("opened: {json}"));
         assert!(error.to_string().contains(says), "{json}: {error}");
         assert_eq!(error.kind(), ErrorKind::Refused, "{json}: {error}");
+    }
+}
+
+#[test]
+fn an_image_that_names_what_it_shows_as_its_backing_file_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let itself = dir.path().join("overlay.qcow2");
+    for (driver, file) in [("qcow2", "qcow2"), ("raw", "qcow2")] {
+        let json =
+            format!(r#"json:{{"driver":"{driver}","file":{{"driver":"{file}","file.filename":"{}"}}}}"#, text(&itself));
+        let spec = overlay(dir.path(), &json, driver);
+        let error = Disk::open(&spec, &policy(Engine::Auto)).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
     }
 }

@@ -100,6 +100,19 @@ impl FileSpec {
             Protocol::Debug(debug) => debug.config.iter().cloned().chain(debug.of.named()).collect(),
         }
     }
+
+    /// What of this no image's header may ask for, if it asks for such: it would take memory or time without bound.
+    pub(crate) fn not_for_headers(&self) -> Option<&'static str> {
+        match &self.protocol {
+            Protocol::Host | Protocol::Regular | Protocol::Device(_) => None,
+            Protocol::Null(null) => (!null.latency.is_zero()).then_some("null-co that takes its time"),
+            Protocol::Part(part) => part.of.not_for_headers(),
+            // Its own header could name the first one again, or two of a kind that name two each.
+            Protocol::Image(_) => Some("an image inside of another image's disk"),
+            Protocol::Debug(debug) if debug.limits != Limits::default() => Some("blkdebug that changes sizes"),
+            Protocol::Debug(debug) => debug.of.not_for_headers(),
+        }
+    }
 }
 
 /// What serves an operation.
