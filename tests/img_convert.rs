@@ -539,3 +539,23 @@ fn a_target_that_is_a_file_of_the_source_is_refused_and_keeps_its_bytes() {
         );
     }
 }
+
+#[test]
+fn a_file_below_an_image_inside_of_the_source_is_no_target() {
+    let room = Room::new();
+    room.qemu_ok("create -q -f qcow2 inner 1M");
+    room.qemu_ok("convert -f raw -O qcow2 inner base");
+    room.qemu_ok("create -q -f qcow2 -F qcow2 -b base top");
+    let before = std::fs::read(room.path("base")).unwrap();
+    // Without locks, which would say it too.
+    for source in [
+        "driver=qcow2,file.driver=qcow2,file.file.filename=top",
+        "driver=qcow2,file.driver=raw,file.offset=0,file.file.driver=qcow2,file.file.file.filename=top",
+    ] {
+        room.ours_ok(&format!("convert -U --image-opts -O raw {source} copy"));
+        let ended = room.ours(&format!("convert -U --image-opts -O raw {source} base"));
+        assert!(ended.err.contains("it is a file of the source"), "{}", ended.err);
+        assert_eq!(ended.status, Some(1));
+        assert!(std::fs::read(room.path("base")).unwrap() == before);
+    }
+}

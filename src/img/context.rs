@@ -283,8 +283,7 @@ pub(crate) fn reason(error: &Error, spec: &DiskSpec) -> String {
 /// Whether the file called `name` is one that `disk` is made of, by whatever name: to make an image there would lose what the disk shows,
 /// which no lock says where none is taken, or where the same program holds it.
 pub(super) fn is_part_of(name: &str, disk: &Disk) -> bool {
-    let layers = disk.layers().into_iter().map(|layer| layer.path);
-    is_one_of(name, layers.chain(disk.data_paths()))
+    is_one_of(name, disk.files())
 }
 
 /// Whether the file called `name` is one of `paths`, by whatever name.

@@ -250,6 +250,25 @@ impl Disk {
             .collect()
     }
 
+    /// All files that the disk is made of, those of disks inside of which its images lie as well.
+    #[must_use]
+    pub fn files(&self) -> Vec<std::path::PathBuf> {
+        let top = self.node();
+        let layers = std::iter::successors(Some(&top), |node| node.backing());
+        let mut files = Vec::new();
+        for node in layers {
+            files.push(node.path().to_path_buf());
+            let mut handles = vec![node.file()];
+            if node.data_path() != node.path() {
+                files.push(node.data_path().to_path_buf());
+                handles.push(node.data_file());
+            }
+            let inside = handles.into_iter().filter_map(|file| file.layer()?.inside());
+            files.extend(inside.flat_map(|disk| disk.files()));
+        }
+        files
+    }
+
     /// A queue of requests, to be used by the calling thread alone.
     ///
     /// # Errors

@@ -128,6 +128,11 @@ pub(crate) trait Layer: FileOps {
         None
     }
 
+    /// The disk of an image that is below it, whatever the file shows of it.
+    fn inside(&self) -> Option<&Arc<Disk>> {
+        self.disk()
+    }
+
     /// Nobody will use it any more: writes what is not written yet.
     ///
     /// # Errors

@@ -6,9 +6,11 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 
 use super::{Layer, Part, Served, no_space};
+use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{File, FileOps, FileTraits, LockError, LockMasks, Op, Role, fill_zero, segs_len, split_segs};
 use crate::queue::Queue;
+use crate::sync::Arc;
 
 struct Open {
     of: File,
@@ -90,6 +92,10 @@ impl Layer for Open {
                 Op::SetLength { len } => queue.set_length(of, self.place(0, *len)?.saturating_add(*len)).await,
             }
         })
+    }
+
+    fn inside(&self) -> Option<&Arc<Disk>> {
+        self.of.layer().and_then(|layer| layer.inside())
     }
 
     fn close(&self) -> Result<()> {
