@@ -404,7 +404,14 @@ pub(crate) fn described_by(
     if let Some(format) = format {
         options.set_default("driver", format);
     }
-    let base = DiskSpec { readonly: true, secret: None, backing_format: None, ..spec.clone() };
+    let base = DiskSpec {
+        readonly: true,
+        secret: None,
+        backing_format: None,
+        compress: false,
+        unfinished: None,
+        ..spec.clone()
+    };
     let given = options.into_spec(&base, &Strangers).map_err(refuse)?;
     for path in given.named() {
         allowed("backing file", &path, image, policy)?;
