@@ -571,3 +571,7 @@ mod jobs_tests;
 #[cfg(test)]
 #[path = "vm_state_test.rs"]
 mod vm_state_tests;
+
+#[cfg(test)]
+#[path = "snapshot_repair_test.rs"]
+mod snapshot_repair_tests;
