@@ -85,12 +85,14 @@ impl Layer {
     /// The topmost layer, which may be one that is being filled.
     async fn top(queue: &Rc<Queue>, file: File, spec: &DiskSpec, policy: &OpenPolicy) -> Result<Self> {
         let (path, secret) = (spec.path.clone(), secret(spec, policy)?);
-        let image = match spec.format {
-            _ if spec.unfinished.is_none() => return Self::new(queue, path, file, (spec.format, secret)).await,
-            Format::Raw => Unconnected::Raw(spec.unfinished),
-            Format::Qcow2 => Unconnected::Qcow2(Box::new(Opening::unfinished(queue, file.clone(), &path).await?)),
+        let image = match (spec.format, spec.unfinished) {
+            (Format::Raw, unfinished) => Unconnected::Raw(unfinished),
+            (Format::Qcow2, None) => Unconnected::Qcow2(Box::new(Opening::header(queue, file.clone(), &path).await?)),
+            (Format::Qcow2, Some(_)) => {
+                Unconnected::Qcow2(Box::new(Opening::unfinished(queue, file.clone(), &path).await?))
+            }
         };
-        Ok(Self { path, file, image, secret, guessed: false })
+        Ok(Self { path, file, image, secret, guessed: spec.guessed })
     }
 }
 
@@ -112,8 +114,7 @@ pub(crate) async fn open_over(
     if spec.format == Format::Raw && !spec.force_raw {
         refuse_qcow2(queue, &spec.path, &top).await?;
     }
-    let mut top = Layer::top(queue, top, spec, policy).await?;
-    top.guessed = spec.guessed;
+    let top = Layer::top(queue, top, spec, policy).await?;
     let mut layers = vec![top];
     // How the layers are described, those that are, from the topmost down.
     let mut described = vec![Some(Cow::Borrowed(spec))];

@@ -123,6 +123,11 @@ pub(crate) trait Layer: FileOps {
     /// Serves an operation of `queue`, whole: a read past the end gives zeros. `role` says what is read or written.
     fn serve<'a>(&'a self, queue: &'a Rc<Queue>, op: &'a Op, role: Role) -> Served<'a>;
 
+    /// The file that it serves operations with, if there is one.
+    fn below(&self) -> Option<&File> {
+        None
+    }
+
     /// The disk of an image, if that is what the file shows, byte for byte.
     fn disk(&self) -> Option<&Arc<Disk>> {
         None
@@ -130,7 +135,7 @@ pub(crate) trait Layer: FileOps {
 
     /// The disk of an image that is below it, whatever the file shows of it.
     fn inside(&self) -> Option<&Arc<Disk>> {
-        self.disk()
+        self.disk().or_else(|| self.below()?.layer()?.inside())
     }
 
     /// Nobody will use it any more: writes what is not written yet.
@@ -138,7 +143,7 @@ pub(crate) trait Layer: FileOps {
     /// # Errors
     /// It could not be written.
     fn close(&self) -> Result<()> {
-        Ok(())
+        self.below().and_then(File::layer).map_or(Ok(()), |layer| layer.close())
     }
 }
 

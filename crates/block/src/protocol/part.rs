@@ -6,11 +6,9 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 
 use super::{Layer, Part, Served, no_space};
-use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{File, FileOps, FileTraits, LockError, LockMasks, Op, Role, fill_zero, segs_len, split_segs};
 use crate::queue::Queue;
-use crate::sync::Arc;
 
 struct Open {
     of: File,
@@ -94,12 +92,8 @@ impl Layer for Open {
         })
     }
 
-    fn inside(&self) -> Option<&Arc<Disk>> {
-        self.of.layer().and_then(|layer| layer.inside())
-    }
-
-    fn close(&self) -> Result<()> {
-        self.of.layer().map_or(Ok(()), |layer| layer.close())
+    fn below(&self) -> Option<&File> {
+        Some(&self.of)
     }
 }
 

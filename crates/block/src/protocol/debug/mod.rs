@@ -218,12 +218,8 @@ impl Layer for Open {
         self.of.layer().and_then(|layer| layer.disk())
     }
 
-    fn inside(&self) -> Option<&Arc<Disk>> {
-        self.of.layer().and_then(|layer| layer.inside())
-    }
-
-    fn close(&self) -> Result<()> {
-        self.of.layer().map_or(Ok(()), |layer| layer.close())
+    fn below(&self) -> Option<&File> {
+        Some(&self.of)
     }
 }
 
