@@ -36,6 +36,7 @@ fuzz_target!(|data: &[u8]| {
         storage: Arc::new(world.clone()) as Arc<dyn Storage>,
         allow_dirs: vec!["/".into()],
         temp_dir: "/".into(),
+        ..OpenPolicy::host()
     };
     if options & 1 != 0 {
         check(&policy, Repair::None);

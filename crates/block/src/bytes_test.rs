@@ -12,7 +12,13 @@ const RAW: &str = "/disk.raw";
 const QCOW2: &str = "/disk.qcow2";
 
 fn policy(world: &World) -> OpenPolicy {
-    OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: Vec::new(), probe: false, temp_dir: PathBuf::from("/") }
+    OpenPolicy {
+        storage: Arc::new(world.clone()),
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: PathBuf::from("/"),
+        ..OpenPolicy::host()
+    }
 }
 
 fn open(world: &World, format: Format) -> Arc<Disk> {

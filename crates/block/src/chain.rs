@@ -6,11 +6,14 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use cowhand_qcow2::{CreateParams, Header};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{File, FileKind, LockError, LockMasks, OpenMode, Role, Storage};
+use crate::io::{File, FileKind, OpenMode, Role, Storage};
+use crate::journal::Survival;
+use crate::locks::lock;
 use crate::node::Node;
 use crate::options::{NodeOptions, OptionsError, Surroundings};
 use crate::probe::probe;
@@ -24,6 +27,11 @@ use crate::secret::{Secret, SecretSource};
 use crate::spec::{Backing, Cache, DiskSpec, Format};
 use crate::sync::Arc;
 use crate::tuning::Tuning;
+
+mod names;
+
+use self::names::allowed;
+pub(crate) use self::names::{directory_of, named_file, referenced_path};
 
 /// A chain this deep is taken for a mistake.
 pub(crate) const DEPTH_MAX: usize = 1000;
@@ -40,6 +48,11 @@ pub struct OpenPolicy {
     pub allow_dirs: Vec<PathBuf>,
     /// Where the throw-away overlays of `ephemeral=on` are made.
     pub temp_dir: PathBuf,
+    /// What writes survive that were not flushed.
+    pub survival: Survival,
+    /// How long opening waits for a lock that another holds. A process that was killed may keep its locks for a moment, until the kernel
+    /// has ended its operations: the wait is also what keeps these from coming later than ours.
+    pub lock_patience: Duration,
 }
 
 impl OpenPolicy {
@@ -47,7 +60,14 @@ impl OpenPolicy {
     #[must_use]
     pub fn host() -> Self {
         let temp_dir = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
-        Self { storage: Arc::new(crate::io::host::Host::default()), allow_dirs: Vec::new(), probe: false, temp_dir }
+        Self {
+            storage: Arc::new(crate::io::host::Host::default()),
+            allow_dirs: Vec::new(),
+            probe: false,
+            temp_dir,
+            survival: Survival::PowerCut,
+            lock_patience: Duration::ZERO,
+        }
     }
 }
 
@@ -109,30 +129,7 @@ pub(crate) async fn open_over(
     base: Option<&Arc<Node>>,
 ) -> Result<Arc<Node>> {
     let writable = !spec.readonly && !spec.ephemeral;
-    let top = protocol::open(queue, &spec.file(), How { write: writable, spec, policy }).await?;
-    lock(&top, &spec.path, writable, spec)?;
-    if spec.format == Format::Raw && !spec.force_raw {
-        refuse_qcow2(queue, &spec.path, &top).await?;
-    }
-    let top = Layer::top(queue, top, spec, policy).await?;
-    let mut layers = vec![top];
-    // How the layers are described, those that are, from the topmost down.
-    let mut described = vec![Some(Cow::Borrowed(spec))];
-    // Downwards, opening; then upwards, connecting: a deep chain needs no deep stack.
-    let mut node: Option<Arc<Node>> = None;
-    while let Some(next) = below(queue, &layers, (&described[..], base), policy).await? {
-        match next {
-            Below::Opened(opened) => {
-                let (next, given) = *opened;
-                layers.push(next);
-                described.push(given);
-            }
-            Below::Base(base) => {
-                node = Some(base);
-                break;
-            }
-        }
-    }
+    let Layers { mut layers, described, base: mut node } = open_layers(queue, spec, policy, base, Locks::Taken).await?;
     if node.is_none() && base.is_some() {
         let message = "the image below it has changed meanwhile";
         return Err(Error::new(ErrorKind::Invalid, message).at_path(&spec.path));
@@ -154,12 +151,115 @@ pub(crate) async fn open_over(
             resolve: is_top,
         };
         let how = How { write: options.writable, spec, policy };
-        let external = data_file(queue, &layer, &mut files, described, how).await?;
+        let external = data_file(queue, &layer, &mut files, described, (how, Locks::Taken)).await?;
         let links = (node.take(), external);
         node = Some(Arc::new(connect(queue, layer, links, options).await?));
     }
     let node = node.ok_or_else(|| Error::new(ErrorKind::Invalid, "a disk without layers"))?;
     if spec.ephemeral { overlay(queue, node, spec, policy).await } else { Ok(node) }
+}
+
+/// The layers of a disk, open but not connected.
+pub(crate) struct Layers<'a> {
+    /// The topmost first.
+    layers: Vec<Layer>,
+    /// How they are described, those that are.
+    described: Vec<Option<Cow<'a, DiskSpec>>>,
+    /// What is open already below the last one.
+    base: Option<Arc<Node>>,
+}
+
+/// Whether files are locked when they are opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Locks {
+    /// As the disk's description says.
+    Taken,
+    /// Nothing is going to be used but what headers say.
+    Left,
+}
+
+/// Opens a disk's layers down to the one that is open already.
+async fn open_layers<'a>(
+    queue: &Rc<Queue>,
+    spec: &'a DiskSpec,
+    policy: &OpenPolicy,
+    base: Option<&Arc<Node>>,
+    locks: Locks,
+) -> Result<Layers<'a>> {
+    let writable = !spec.readonly && !spec.ephemeral;
+    let top = protocol::open(queue, &spec.file(), How { write: writable, spec, policy }).await?;
+    if locks == Locks::Taken {
+        lock(&top, &spec.path, writable, spec, policy)?;
+    }
+    if spec.format == Format::Raw && !spec.force_raw {
+        refuse_qcow2(queue, &spec.path, &top).await?;
+    }
+    let top = Layer::top(queue, top, spec, policy).await?;
+    let mut opened = Layers { layers: vec![top], described: vec![Some(Cow::Borrowed(spec))], base: None };
+    // Downwards, opening; then upwards, connecting: a deep chain needs no deep stack.
+    while let Some(next) = below(queue, &opened, (base, locks), policy).await? {
+        match next {
+            Below::Opened(next) => {
+                let (next, given) = *next;
+                opened.layers.push(next);
+                opened.described.push(given);
+            }
+            Below::Base(base) => {
+                opened.base = Some(base);
+                break;
+            }
+        }
+    }
+    Ok(opened)
+}
+
+/// What the topmost layer of a disk looks like.
+pub(crate) struct Top {
+    /// The virtual size in bytes, a multiple of 512.
+    pub(crate) size: u64,
+    /// See [`Node::granularity`].
+    pub(crate) granularity: u32,
+    /// What operations on its data must be multiples of.
+    pub(crate) align: u32,
+}
+
+/// Looks at the headers of a disk's layers, and locks nothing.
+pub(crate) async fn look(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy) -> Result<Top> {
+    let writable = !spec.readonly && !spec.ephemeral;
+    let Layers { layers, described, .. } = open_layers(queue, spec, policy, None, Locks::Left).await?;
+    let known = layers.iter().map(|layer| layer.file.traits().identity).collect();
+    let mut files = Files { known, written: writable };
+    let mut top = Top { size: 0, granularity: 0, align: 1 };
+    for (at, layer) in layers.iter().enumerate().rev() {
+        let described = described.get(at).and_then(Option::as_deref);
+        let write = writable && at == 0;
+        let how = How { write, spec, policy };
+        let external = data_file(queue, layer, &mut files, described, (how, Locks::Left)).await?;
+        top = match &layer.image {
+            Unconnected::Raw(unfinished) => {
+                let raw = RawImage::new(layer.file.clone(), &layer.path, *unfinished, write, false)?;
+                Top { size: raw.size, granularity: RawImage::GRANULARITY, align: layer.file.traits().align }
+            }
+            Unconnected::Qcow2(opening) => {
+                let tuning = described.map(|spec| spec.tuning).unwrap_or_default();
+                let discard_no_unref = spec.discard_no_unref;
+                let options = ImageOptions { writable: write, tuning, discard_no_unref, ..ImageOptions::default() };
+                opening.check_openable(options, layer.secret.is_some())?;
+                let data = external.as_ref().map_or(&layer.file, |external| &external.file);
+                let header = opening.parsed();
+                Top {
+                    size: header.size.next_multiple_of(512),
+                    granularity: header.geometry().cluster_bits.size() as u32,
+                    align: data.traits().align,
+                }
+            }
+        };
+    }
+    if spec.ephemeral {
+        let granularity = CreateParams::new(top.size).cluster_bits.size() as u32;
+        top = Top { granularity, align: 1, ..top };
+    }
+    Ok(top)
 }
 
 /// The disk's secret, if it has one.
@@ -187,7 +287,8 @@ pub(crate) async fn open_overlay(
     let layers = std::iter::successors(Some(top), |node| node.backing().map(|node| &**node));
     let known = layers.flat_map(|node| [node.file(), node.data_file()]).map(|file| file.traits().identity).collect();
     let mut files = Files { known, written: true };
-    let external = data_file(queue, &layer, &mut files, None, How { write: true, spec, policy }).await?;
+    let external =
+        data_file(queue, &layer, &mut files, None, (How { write: true, spec, policy }, Locks::Taken)).await?;
     let Unconnected::Qcow2(opening) = layer.image else {
         return Err(Error::new(ErrorKind::Invalid, "only a qcow2 image can be an overlay").at_path(path));
     };
@@ -257,7 +358,7 @@ async fn data_file(
     layer: &Layer,
     files: &mut Files,
     described: Option<&DiskSpec>,
-    how: How<'_>,
+    (how, locks): (How<'_>, Locks),
 ) -> Result<Option<DataFile>> {
     let How { write, spec, policy } = how;
     let Unconnected::Qcow2(opening) = &layer.image else { return Ok(None) };
@@ -292,7 +393,9 @@ async fn data_file(
         );
         return Err(Error::new(ErrorKind::Refused, message).at_path(&layer.path));
     }
-    lock(&file, &path, write, spec).map_err(in_words)?;
+    if locks == Locks::Taken {
+        lock(&file, &path, write, spec, policy).map_err(in_words)?;
+    }
     Ok(Some(DataFile { file: file.of(Role::Content), path, raw: header.is_data_file_raw() }))
 }
 
@@ -324,14 +427,14 @@ enum Below<'a> {
     Base(Arc<Node>),
 }
 
-/// The layer below the last one, if there is one. `described` has the layers that were, the topmost first.
+/// The layer below the last one, if there is one.
 async fn below<'a>(
     queue: &Rc<Queue>,
-    layers: &[Layer],
-    (described, base): (&[Option<Cow<'a, DiskSpec>>], Option<&Arc<Node>>),
+    Layers { layers, described, .. }: &Layers<'a>,
+    (base, locks): (Option<&Arc<Node>>, Locks),
     policy: &OpenPolicy,
 ) -> Result<Option<Below<'a>>> {
-    let ([.., last], [Some(spec), ..]) = (layers, described) else { return Ok(None) };
+    let ([.., last], [Some(spec), ..]) = (layers.as_slice(), described.as_slice()) else { return Ok(None) };
     let spec: &DiskSpec = spec;
     let Unconnected::Qcow2(opening) = &last.image else { return Ok(None) };
     let of_last = described.last().and_then(Option::as_ref);
@@ -379,7 +482,9 @@ async fn below<'a>(
     if let Some(base) = base.filter(|base| base.file().traits().identity == identity) {
         return Ok(Some(Below::Base(base.clone())));
     }
-    lock(&file, &path, false, spec).map_err(in_words)?;
+    if locks == Locks::Taken {
+        lock(&file, &path, false, spec, policy).map_err(in_words)?;
+    }
     let guessed = format.is_none() || given.as_ref().is_some_and(|given| given.guessed);
     let format = match format {
         Some(format) => format,
@@ -443,59 +548,10 @@ fn backing_format(name: &str, layer: &Layer) -> Result<Format> {
     })
 }
 
-/// Where the name of another file in a header leads: relative to the directory of the image's path as given, and only where it is allowed.
-pub(crate) fn referenced_path(what: &str, name: &[u8], image: &Path, policy: &OpenPolicy) -> Result<PathBuf> {
-    let refuse = |message: String| Error::new(ErrorKind::Refused, message).at_path(image);
-    let shown = String::from_utf8_lossy(name).into_owned();
-    let Some(path) = named_file(name, image) else {
-        return Err(refuse(format!("its {what} '{shown}' is not a plain file, which is all that cowhand opens")));
-    };
-    allowed(what, &path, image, policy)?;
-    Ok(path)
-}
-
-/// Whether the file at `path`, which the image at `image` names, may be opened.
-fn allowed(what: &str, path: &Path, image: &Path, policy: &OpenPolicy) -> Result<()> {
-    let refuse = |message: String| Error::new(ErrorKind::Refused, message).at_path(image);
-    let dir = directory_of(image);
-    let canonical = policy.storage.canonical(path).map_err(|e| {
-        Error::io(format!("Could not open {what}: Could not open '{}'", path.display()), e).at_path(image)
-    })?;
-    let allowed = if policy.allow_dirs.is_empty() { vec![dir.to_path_buf()] } else { policy.allow_dirs.clone() };
-    let inside = |dir: &PathBuf| policy.storage.canonical(dir).is_ok_and(|dir| canonical.starts_with(dir));
-    if allowed.iter().any(inside) {
-        return Ok(());
-    }
-    let message = format!(
-        "its {what} {} lies outside the allowed directories; allow it with --allow-dir {}",
-        canonical.display(),
-        canonical.parent().unwrap_or(Path::new("/")).display()
-    );
-    Err(refuse(message))
-}
-
-/// The file that a name in the header of the image at `image` means; none if it is no plain file's.
-pub(crate) fn named_file(name: &[u8], image: &Path) -> Option<PathBuf> {
-    use std::os::unix::ffi::OsStrExt;
-    let plain = match name.strip_prefix(b"file:") {
-        Some(rest) => rest,
-        // As in QEMU, a colon before any slash makes it a protocol's name.
-        None if name.split(|&b| b == b'/').next().is_some_and(|first| first.contains(&b':')) => return None,
-        None => name,
-    };
-    // Without a dot before it where the image's name has no directory, as QEMU shows it.
-    Some(image.parent().unwrap_or(Path::new("")).join(std::ffi::OsStr::from_bytes(plain)))
-}
-
-/// The directory that a file lies in, by its path as given.
-pub(crate) fn directory_of(path: &Path) -> &Path {
-    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
 /// Opens what the disk lies in, and locks it.
 pub(crate) async fn open_file(queue: &Rc<Queue>, how: How<'_>) -> Result<File> {
     let file = protocol::open(queue, &how.spec.file(), how).await?;
-    lock(&file, &how.spec.path, how.write, how.spec)?;
+    lock(&file, &how.spec.path, how.write, how.spec, how.policy)?;
     Ok(file)
 }
 
@@ -530,14 +586,6 @@ pub(crate) fn open_plain(
     })
 }
 
-pub(crate) fn lock(file: &File, path: &Path, write: bool, spec: &DiskSpec) -> Result<()> {
-    if !spec.lock {
-        return Ok(());
-    }
-    let masks = if write { LockMasks::WRITE } else { LockMasks::READ };
-    file.lock(masks).map_err(|e| lock_error(path, write, e))
-}
-
 fn open_error(path: &Path, write: bool, error: std::io::Error) -> Error {
     match error.raw_os_error() {
         Some(libc::EISDIR) => Error::new(ErrorKind::Invalid, "is a directory, not an image").at_path(path),
@@ -550,20 +598,6 @@ fn open_error(path: &Path, write: bool, error: std::io::Error) -> Error {
             Error::open(path, error)
         }
         _ => Error::open(path, error),
-    }
-}
-
-fn lock_error(path: &Path, write: bool, error: LockError) -> Error {
-    match error {
-        LockError::Held(permission) => {
-            let way_out = if write { "; readonly=on or ephemeral=on go on if it only reads too" } else { "" };
-            let message = format!("Failed to get {permission} lock: another process uses the image{way_out}");
-            // One line of QEMU's two.
-            let brief =
-                format!("Failed to get {permission} lock. Is another process using the image [{}]?", path.display());
-            Error::new(ErrorKind::Locked, message).at_path(path).briefly(Some(brief))
-        }
-        LockError::Io(e) => Error::io("cannot lock (lock=off does without)", e).at_path(path),
     }
 }
 

@@ -24,6 +24,7 @@ fn chain_of(world: &World, layers: usize) -> (DiskSpec, OpenPolicy) {
         allow_dirs: vec!["/".into()],
         probe: false,
         temp_dir: "/".into(),
+        ..OpenPolicy::host()
     };
     (DiskSpec::new(Path::new(&name(layers - 1)), Format::Qcow2), policy)
 }

@@ -18,7 +18,13 @@ const IMAGE: &str = "/disk.qcow2";
 fn disk(world: &World) -> Arc<Disk> {
     let storage: Arc<dyn Storage> = Arc::new(world.clone());
     create_image(&storage, Path::new(IMAGE), &CreateParams::new(1 << 20), Preallocation::Off).unwrap();
-    let policy = OpenPolicy { storage, allow_dirs: Vec::new(), probe: false, temp_dir: PathBuf::from("/") };
+    let policy = OpenPolicy {
+        storage,
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: PathBuf::from("/"),
+        ..OpenPolicy::host()
+    };
     Disk::open(&DiskSpec::new(Path::new(IMAGE), Format::Qcow2), &policy).unwrap()
 }
 

@@ -31,7 +31,13 @@ impl Scene {
         let storage: Arc<dyn Storage> = Arc::new(world.clone());
         let path = Path::new("/disk.qcow2");
         create_image(&storage, path, &CreateParams::new(4 * CLUSTER), Preallocation::Off).unwrap();
-        let policy = OpenPolicy { storage, allow_dirs: Vec::new(), probe: false, temp_dir: PathBuf::from("/") };
+        let policy = OpenPolicy {
+            storage,
+            allow_dirs: Vec::new(),
+            probe: false,
+            temp_dir: PathBuf::from("/"),
+            ..OpenPolicy::host()
+        };
         let disk = Disk::open(&DiskSpec::new(path, Format::Qcow2), &policy).unwrap();
         let (guest, copier) = (disk.queue().unwrap(), disk.queue().unwrap());
         let control = Queue::new(world.driver().unwrap());

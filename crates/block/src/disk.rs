@@ -213,13 +213,8 @@ impl Disk {
     /// What the guest is told of the geometry.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        let (node, block_size) = (self.node(), self.spec.block_size);
-        Limits {
-            block_size,
-            physical_block_size: block_size.max(node.data_file().traits().align).max(4096),
-            discard_granularity: node.granularity().max(block_size),
-            max_discard: DISCARD_MAX,
-        }
+        let node = self.node();
+        limits_of(self.spec.block_size, node.granularity(), node.data_file().traits().align)
     }
 
     /// The layers, the topmost first.
@@ -432,6 +427,17 @@ impl Drop for Disk {
         {
             tracing::error!("cannot close a disk: {e}");
         }
+    }
+}
+
+/// What the guest is told of a disk in blocks of `block_size`, which gives space back in units of `granularity`, and whose data has to be
+/// aligned so.
+pub(crate) fn limits_of(block_size: u32, granularity: u32, align: u32) -> Limits {
+    Limits {
+        block_size,
+        physical_block_size: block_size.max(align).max(4096),
+        discard_granularity: granularity.max(block_size),
+        max_discard: DISCARD_MAX,
     }
 }
 

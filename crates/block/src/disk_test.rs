@@ -31,6 +31,7 @@ fn disk_like(world: &World, params: CreateParams) -> Arc<Disk> {
         allow_dirs: Vec::new(),
         probe: false,
         temp_dir: PathBuf::from("/"),
+        ..OpenPolicy::host()
     };
     Disk::open(&DiskSpec::new(Path::new(IMAGE), Format::Qcow2), &policy).unwrap()
 }
@@ -146,6 +147,7 @@ fn a_disk_that_is_refused_keeps_its_autoclear_bits_edge_03() {
         allow_dirs: Vec::new(),
         probe: false,
         temp_dir: PathBuf::from("/"),
+        ..OpenPolicy::host()
     };
     let spec = DiskSpec { block_size: 4096, ..DiskSpec::new(path, Format::Qcow2) };
     let error = Disk::open(&spec, &policy).err().unwrap().to_string();
@@ -242,6 +244,7 @@ fn edge_53_an_image_on_a_block_device_fills_it_and_never_grows_past_it() {
         allow_dirs: Vec::new(),
         probe: false,
         temp_dir: PathBuf::from("/"),
+        ..OpenPolicy::host()
     };
     let disk = Disk::open(&DiskSpec::new(Path::new("/dev/disk"), Format::Qcow2), &policy).unwrap();
     let mut queue = disk.queue().unwrap();

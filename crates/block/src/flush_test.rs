@@ -53,8 +53,13 @@ fn flushes_that_are_skipped_neither_happen_nor_fail() {
 fn lost_after_a_flush(seed: u64) -> bool {
     let world = World::new(seed);
     world.put(Path::new(PATH), vec![0; 512]);
-    let policy =
-        OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: Vec::new(), probe: false, temp_dir: "/".into() };
+    let policy = OpenPolicy {
+        storage: Arc::new(world.clone()),
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: "/".into(),
+        ..OpenPolicy::host()
+    };
     let disk = Disk::open(&DiskSpec::new(Path::new(PATH), Format::Raw), &policy).unwrap();
     let mut queues = [disk.queue().unwrap(), disk.queue().unwrap()];
     let buffer = Buffer::from_bytes(&[1; 512]);

@@ -99,7 +99,13 @@ fn live(engine: Engine, metadata_cache: Option<u64>, time: Duration, overlays: b
     let storage: Arc<dyn Storage> = Arc::new(Host::new(engine));
     let params = CreateParams { backing: Some((b"base.img".to_vec(), "raw".into())), ..CreateParams::new(BYTES) };
     create_image(&storage, &image, &params, Preallocation::Off).unwrap();
-    let policy = OpenPolicy { storage, allow_dirs: Vec::new(), probe: false, temp_dir: dir.path().to_path_buf() };
+    let policy = OpenPolicy {
+        storage,
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: dir.path().to_path_buf(),
+        ..OpenPolicy::host()
+    };
     let open = |path: &Path| {
         let spec = DiskSpec { metadata_cache, ..DiskSpec::new(path, Format::Qcow2) };
         Disk::open(&spec, &policy).unwrap()

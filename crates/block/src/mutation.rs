@@ -55,6 +55,8 @@ pub(crate) enum Mutation {
     ShrunkBeforeHeader,
     /// A refcount block that counts nothing is freed, and then the table names it no more.
     RefblockFreedFirst,
+    /// The journal tells of a record only with the next one.
+    RecordAfterAcknowledgement,
     /// A reader of a cached slice does not look at its tag again.
     TagLookedAtOnce,
     /// The two words of an extended entry change while their slice's tag names it.

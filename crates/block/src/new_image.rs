@@ -12,10 +12,11 @@ use cowhand_qcow2::luks::{self, Hash, Iterations};
 use cowhand_qcow2::{CipherSpec, CreateParams};
 use zeroize::Zeroizing;
 
-use crate::chain::{self, OpenPolicy};
+use crate::chain::OpenPolicy;
 use crate::disk::{block_on, blocking_driver};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Barrier, Buffer, File, OpenMode, Storage};
+use crate::locks::lock;
 use crate::qcow2::create::{self, Preallocation, Template, take_space};
 use crate::queue::Queue;
 use crate::secret::Secret;
@@ -201,7 +202,7 @@ impl Making<'_> {
                 let spec = DiskSpec { readonly: false, ..DiskSpec::new(path, Format::Raw) };
                 let file = storage.open(path, OpenMode { write: true, ..OpenMode::default() });
                 let file = file.map_err(|e| Error::create(path, e))?;
-                chain::lock(&file, path, true, &spec)?;
+                lock(&file, path, true, &spec, self.policy)?;
                 (file, true)
             }
             created => (created.map_err(|e| Error::create(path, e))?, false),

@@ -95,7 +95,7 @@ impl Node {
     /// The unit in which space is given back.
     pub(crate) fn granularity(&self) -> u32 {
         match self {
-            Self::Raw(_) => 4096,
+            Self::Raw(_) => RawImage::GRANULARITY,
             Self::Qcow2(image) => image.cluster_size() as u32,
         }
     }

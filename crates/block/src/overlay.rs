@@ -26,6 +26,7 @@ use crate::chain::{self, DEPTH_MAX};
 use crate::disk::{Disk, block_on, blocking_driver};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{Barrier, File, LockMasks};
+use crate::locks::lock;
 use crate::node::Node;
 use crate::qcow2::open::Opening;
 use crate::qcow2::{Image, create};
@@ -282,7 +283,7 @@ async fn open(queue: &Rc<Queue>, disk: &Disk, path: &Path, backing: &Backing<'_>
     if layers.any(|layer| layer.file().traits().identity == identity) {
         return refuse(ErrorKind::Invalid, "it is one of the disk's images already");
     }
-    chain::lock(&file, path, true, spec)?;
+    lock(&file, path, true, spec, policy)?;
     let mut opening = Opening::header(queue, file.clone(), path).await?;
     let size = opening.parsed().size.checked_next_multiple_of(512);
     if size != Some(backing.top.size()) {

@@ -17,7 +17,13 @@ const RAW: &str = "/disk.raw";
 const SIZE: u64 = 1 << 20;
 
 fn policy(world: &World) -> OpenPolicy {
-    OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: Vec::new(), probe: false, temp_dir: PathBuf::from("/") }
+    OpenPolicy {
+        storage: Arc::new(world.clone()),
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: PathBuf::from("/"),
+        ..OpenPolicy::host()
+    }
 }
 
 fn create(world: &World, path: &str, params: &CreateParams) {

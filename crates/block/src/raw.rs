@@ -27,6 +27,9 @@ pub(crate) struct RawImage {
 }
 
 impl RawImage {
+    /// The unit in which space is given back.
+    pub(crate) const GRANULARITY: u32 = 4096;
+
     /// Takes an open file. One that is to be filled is going to be `unfinished` bytes long.
     pub(crate) fn new(
         file: File,

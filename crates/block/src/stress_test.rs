@@ -225,7 +225,13 @@ fn stress_with(
         async move { create::create(&queue, &file, &image, &params, false).await }
     };
     block_on(&queue, task).unwrap();
-    let policy = OpenPolicy { storage, allow_dirs: Vec::new(), probe: false, temp_dir: dir.path().to_path_buf() };
+    let policy = OpenPolicy {
+        storage,
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: dir.path().to_path_buf(),
+        ..OpenPolicy::host()
+    };
     let open = |path: &Path| {
         let spec = DiskSpec { metadata_cache, ..DiskSpec::new(path, Format::Qcow2) };
         Disk::open(&spec, &policy).unwrap()

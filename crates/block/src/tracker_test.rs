@@ -18,7 +18,13 @@ fn disk(world: &World) -> Arc<Disk> {
     let storage: Arc<dyn Storage> = Arc::new(world.clone());
     let path = Path::new("/disk.qcow2");
     create_image(&storage, path, &CreateParams::new(8 * CLUSTER), Preallocation::Off).unwrap();
-    let policy = OpenPolicy { storage, allow_dirs: Vec::new(), probe: false, temp_dir: PathBuf::from("/") };
+    let policy = OpenPolicy {
+        storage,
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: PathBuf::from("/"),
+        ..OpenPolicy::host()
+    };
     Disk::open(&DiskSpec::new(path, Format::Qcow2), &policy).unwrap()
 }
 

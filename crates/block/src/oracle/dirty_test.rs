@@ -146,8 +146,13 @@ const IMAGE: &str = "/disk.qcow2";
 /// Opens the disk for writing, step by step as long as `steps` last; whether that was enough.
 fn open_for(world: &World, steps: u64) -> bool {
     let queue = Queue::new(world.driver().unwrap());
-    let policy =
-        OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: Vec::new(), probe: false, temp_dir: "/".into() };
+    let policy = OpenPolicy {
+        storage: Arc::new(world.clone()),
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: "/".into(),
+        ..OpenPolicy::host()
+    };
     let opened: Arc<Mutex<bool>> = Arc::default();
     let task = {
         let (queue, opened) = (queue.clone(), opened.clone());

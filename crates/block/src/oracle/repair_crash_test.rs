@@ -68,7 +68,13 @@ fn check(world: &World, repair: Repair) -> (CheckReport, Vec<Message>) {
 fn content(image: &[u8]) -> Option<Vec<Option<Vec<u8>>>> {
     let world = World::orderly();
     world.put(Path::new(IMAGE), image.to_vec());
-    let policy = OpenPolicy { storage: Arc::new(world), allow_dirs: Vec::new(), probe: false, temp_dir: "/".into() };
+    let policy = OpenPolicy {
+        storage: Arc::new(world),
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: "/".into(),
+        ..OpenPolicy::host()
+    };
     let spec = DiskSpec { readonly: true, ..DiskSpec::new(Path::new(IMAGE), Format::Qcow2) };
     let disk = Disk::open(&spec, &policy).ok()?;
     let mut queue = disk.queue().unwrap();

@@ -5,9 +5,11 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 
 use super::{How, Layer, Served, no_space};
+use crate::chain::OpenPolicy;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::io::{File, FileOps, FileTraits, IoSeg, LockError, LockMasks, Op, Role, fill_zero, segs_len, split_segs};
+use crate::journal::Survival;
 use crate::queue::Queue;
 use crate::request::Request;
 use crate::spec::DiskSpec;
@@ -22,7 +24,13 @@ struct Open {
 pub(super) async fn open(queue: &Rc<Queue>, disk: &DiskSpec, how: How<'_>) -> Result<File> {
     let readonly = !how.write;
     let spec = DiskSpec { readonly, ephemeral: false, cache: how.spec.cache, lock: how.spec.lock, ..disk.clone() };
-    let disk = Disk::open_on(queue, &spec, how.policy).await?;
+    // The journal is the outer disk's.
+    let survival = match &how.policy.survival {
+        Survival::PowerCut => Survival::PowerCut,
+        Survival::Journal(_) | Survival::Synchronous => Survival::Synchronous,
+    };
+    let policy = OpenPolicy { survival, ..how.policy.clone() };
+    let disk = Disk::open_on(queue, &spec, &policy).await?;
     let number = disk.next_queue_number();
     Ok(File::layered(Open { disk, number }))
 }

@@ -13,7 +13,13 @@ use crate::{Preallocation, create_image};
 const FILE: &str = "/file";
 
 fn policy(world: &World) -> OpenPolicy {
-    OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: Vec::new(), probe: false, temp_dir: PathBuf::from("/") }
+    OpenPolicy {
+        storage: Arc::new(world.clone()),
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: PathBuf::from("/"),
+        ..OpenPolicy::host()
+    }
 }
 
 fn raw(file: FileSpec) -> DiskSpec {

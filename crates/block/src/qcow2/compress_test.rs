@@ -21,7 +21,13 @@ fn disk(refcount_order: u32) -> (World, Arc<Disk>) {
     let cluster_bits = ClusterBits::new(12).unwrap();
     let params = CreateParams { cluster_bits, refcount_order, ..CreateParams::new(1 << 20) };
     create_image(&storage, Path::new(IMAGE), &params, Preallocation::Off).unwrap();
-    let policy = OpenPolicy { storage, allow_dirs: Vec::new(), probe: false, temp_dir: PathBuf::from("/") };
+    let policy = OpenPolicy {
+        storage,
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: PathBuf::from("/"),
+        ..OpenPolicy::host()
+    };
     let disk = Disk::open(&DiskSpec::new(Path::new(IMAGE), Format::Qcow2), &policy).unwrap();
     (world, disk)
 }

@@ -33,7 +33,13 @@ fn disk(seed: u64) -> (World, Arc<Disk>) {
     let world = World::new(seed);
     let storage: Arc<dyn Storage> = Arc::new(world.clone());
     create_image(&storage, Path::new(IMAGE), &CreateParams::new(1 << 20), Preallocation::Off).unwrap();
-    let policy = OpenPolicy { storage, allow_dirs: Vec::new(), probe: false, temp_dir: PathBuf::from("/") };
+    let policy = OpenPolicy {
+        storage,
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: PathBuf::from("/"),
+        ..OpenPolicy::host()
+    };
     let disk = Disk::open(&DiskSpec::new(Path::new(IMAGE), Format::Qcow2), &policy).unwrap();
     let mut queues = [disk.queue().unwrap()];
     let bytes: Vec<u8> = (0..8 * CLUSTER).map(|i| (i / CLUSTER) as u8 + 1).collect();
@@ -105,6 +111,7 @@ fn a_damaged_cluster_fails_for_each_of_its_readers_and_nobody_waits_for_ever_edg
             allow_dirs: Vec::new(),
             probe: false,
             temp_dir: PathBuf::from("/"),
+            ..OpenPolicy::host()
         };
         let disk = Disk::open(&DiskSpec::new(Path::new(IMAGE), Format::Qcow2), &policy).unwrap();
         let mut queues = [disk.queue().unwrap(), disk.queue().unwrap()];
@@ -120,7 +127,13 @@ fn a_damaged_cluster_fails_for_each_of_its_readers_and_nobody_waits_for_ever_edg
 /// An image of `content`, whole clusters, all of them compressed.
 fn compressed(world: &World, path: &str, content: &[u8]) -> DiskSpec {
     let storage: Arc<dyn Storage> = Arc::new(world.clone());
-    let policy = OpenPolicy { storage, allow_dirs: Vec::new(), probe: false, temp_dir: PathBuf::from("/") };
+    let policy = OpenPolicy {
+        storage,
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: PathBuf::from("/"),
+        ..OpenPolicy::host()
+    };
     let params = CreateParams::new(content.len() as u64);
     create_image(&policy.storage, Path::new(path), &params, Preallocation::Off).unwrap();
     let spec = DiskSpec::new(Path::new(path), Format::Qcow2);
@@ -145,7 +158,13 @@ fn compressed_clusters_in_compressed_clusters_do_not_wait_for_each_other() {
     let outer = compressed(&world, "/outer", &inner);
     let spec = DiskSpec { protocol: Protocol::Image(Box::new(outer.clone())), readonly: true, ..outer };
     let storage: Arc<dyn Storage> = Arc::new(world.clone());
-    let policy = OpenPolicy { storage, allow_dirs: Vec::new(), probe: false, temp_dir: PathBuf::from("/") };
+    let policy = OpenPolicy {
+        storage,
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: PathBuf::from("/"),
+        ..OpenPolicy::host()
+    };
     let disk = Disk::open(&spec, &policy).unwrap();
     let mut queue = disk.queue().unwrap();
     let buffers: Vec<Buffer> = (0..COUNT).map(|_| Buffer::zeroed(4096)).collect();

@@ -34,6 +34,7 @@ fn open(world: &World, readonly: bool) -> Result<Arc<Disk>> {
         allow_dirs: Vec::new(),
         probe: false,
         temp_dir: PathBuf::from("/"),
+        ..OpenPolicy::host()
     };
     Disk::open(&DiskSpec { readonly, ..DiskSpec::new(Path::new(IMAGE), Format::Qcow2) }, &policy)
 }

@@ -155,6 +155,21 @@ impl Opening {
         Ok(())
     }
 
+    /// Refuses an image that could not be opened so, as far as its header tells.
+    pub(crate) fn check_openable(&self, options: ImageOptions, has_secret: bool) -> Result<()> {
+        self.check_features(options)?;
+        self.tuned(options)?;
+        if self.header.crypt_method != CryptMethod::None && !has_secret {
+            return Err(self.no_secret());
+        }
+        Ok(())
+    }
+
+    fn no_secret(&self) -> Error {
+        let message = "the image is encrypted; give its secret with secret=file:PATH or secret=fd:N";
+        self.refuse(ErrorKind::Invalid, message)
+    }
+
     /// The options with what QEMU's say of the metadata to keep.
     fn tuned(&self, options: ImageOptions) -> Result<ImageOptions> {
         let kept = options.tuning.metadata_cache(&self.header.geometry(), self.header.size);
@@ -295,10 +310,7 @@ impl Opening {
         if method == CryptMethod::None {
             return Ok(None);
         }
-        let Some(secret) = secret else {
-            let message = "the image is encrypted; give its secret with secret=file:PATH or secret=fd:N";
-            return Err(self.refuse(ErrorKind::Invalid, message));
-        };
+        let Some(secret) = secret else { return Err(self.no_secret()) };
         let luks = self.header.luks_extension();
         let luks = luks.map_err(|e| self.refuse(ErrorKind::Corrupt, &format!("the image is damaged: {e}")))?;
         let Some(place) = luks.filter(|_| method == CryptMethod::Luks) else {

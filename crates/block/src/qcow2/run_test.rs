@@ -23,8 +23,13 @@ fn runs(cluster_bits: u32, refcount_order: u32, metadata_cache: Option<u64>, len
         ..CreateParams::new(1 << 20)
     };
     create_image(&storage, Path::new(IMAGE), &params, Preallocation::Off).unwrap();
-    let policy =
-        OpenPolicy { storage: storage.clone(), allow_dirs: Vec::new(), probe: false, temp_dir: PathBuf::from("/") };
+    let policy = OpenPolicy {
+        storage: storage.clone(),
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: PathBuf::from("/"),
+        ..OpenPolicy::host()
+    };
     let spec = DiskSpec { metadata_cache, ..DiskSpec::new(Path::new(IMAGE), Format::Qcow2) };
     let disk = Disk::open(&spec, &policy).unwrap();
     let queue = Queue::new(storage.driver().unwrap());

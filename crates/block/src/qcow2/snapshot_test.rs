@@ -22,6 +22,7 @@ fn open(world: &World) -> Result<Arc<Disk>> {
         allow_dirs: Vec::new(),
         probe: false,
         temp_dir: PathBuf::from("/"),
+        ..OpenPolicy::host()
     };
     Disk::open(&DiskSpec::new(Path::new(IMAGE), Format::Qcow2), &policy)
 }

@@ -175,7 +175,13 @@ struct Story {
 const NAMES: [&str; 4] = ["a", "b", "c", "a-name-that-is-somewhat-longer"];
 
 fn policy(world: &World) -> OpenPolicy {
-    OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: vec!["/".into()], probe: false, temp_dir: "/".into() }
+    OpenPolicy {
+        storage: Arc::new(world.clone()),
+        allow_dirs: vec!["/".into()],
+        probe: false,
+        temp_dir: "/".into(),
+        ..OpenPolicy::host()
+    }
 }
 
 impl Story {

@@ -8,6 +8,7 @@ fn policy(world: &World) -> OpenPolicy {
         allow_dirs: vec![PathBuf::from("/")],
         probe: false,
         temp_dir: PathBuf::from("/"),
+        ..OpenPolicy::host()
     }
 }
 

@@ -49,7 +49,13 @@ struct Play {
 }
 
 fn policy(world: &World) -> OpenPolicy {
-    OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: vec!["/".into()], probe: false, temp_dir: "/".into() }
+    OpenPolicy {
+        storage: Arc::new(world.clone()),
+        allow_dirs: vec!["/".into()],
+        probe: false,
+        temp_dir: "/".into(),
+        ..OpenPolicy::host()
+    }
 }
 
 pub(super) fn open(world: &World, path: &str, format: Format, readonly: bool) -> Result<Arc<Disk>, String> {

@@ -343,6 +343,7 @@ impl Play {
             allow_dirs: vec![PathBuf::from("/")],
             probe: false,
             temp_dir: PathBuf::from("/"),
+            ..OpenPolicy::host()
         }
     }
 

@@ -76,8 +76,13 @@ fn autoclear_outlives_a_write(seed: u64, skipped: Option<Barrier>) -> bool {
     let path = Path::new(IMAGE);
     make(&world, path, &CreateParams { cluster_bits: ClusterBits::new(9).unwrap(), ..CreateParams::new(1 << 20) })
         .unwrap();
-    let policy =
-        OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: Vec::new(), probe: false, temp_dir: PathBuf::new() };
+    let policy = OpenPolicy {
+        storage: Arc::new(world.clone()),
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir: PathBuf::new(),
+        ..OpenPolicy::host()
+    };
     let write = |byte: u8, cut_after: u64| {
         let disk = Disk::open(&DiskSpec::new(path, Format::Qcow2), &policy).unwrap();
         let mut queue = disk.queue().unwrap();

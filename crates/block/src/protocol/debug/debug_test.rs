@@ -14,7 +14,13 @@ const SIZE: u64 = 1 << 20;
 
 fn policy(world: &World) -> OpenPolicy {
     let temp_dir = PathBuf::from("/");
-    OpenPolicy { storage: Arc::new(world.clone()), allow_dirs: Vec::new(), probe: false, temp_dir }
+    OpenPolicy {
+        storage: Arc::new(world.clone()),
+        allow_dirs: Vec::new(),
+        probe: false,
+        temp_dir,
+        ..OpenPolicy::host()
+    }
 }
 
 /// A world with an image of 1 MiB.
