@@ -1,11 +1,13 @@
 //! A descriptor chain as a device sees it: what the driver lets it read, then what it lets it write.
 //!
-//! virtio-queue walks the descriptors; here the walk is judged (did it end where the driver ended it, is the order
-//! right) and kept as spans of guest memory, without an allocation once a [`Chain`] has been used for a while. No span
-//! has been checked against guest memory; each access does that.
+//! The walk over the descriptors is judged (did it end where the driver ended it, is the order right) and kept as spans of
+//! guest memory, without an allocation once a [`Chain`] has been used for a while. No span has been checked against guest memory; each
+//! access does that. The walk is not virtio-queue's, which walks only from an entry of the available ring: a chain that was in
+//! flight when its process died has to be walked again from its head, where that entry may be another's by now.
 
-use virtio_queue::DescriptorChain;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, Permissions};
 
 /// Bytes of guest memory, as one descriptor names them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +51,9 @@ impl Chain {
         Self::default()
     }
 
-    /// Takes in another chain. Bounded by the length of the descriptor table (65535 entries at most).
-    pub fn fill(&mut self, chain: DescriptorChain<&GuestMemoryMmap>) {
+    /// Takes in another chain: the one that starts at descriptor `head` of the queue's table, whatever that is. Bounded by the
+    /// length of the descriptor tables (65535 entries at most).
+    pub fn fill(&mut self, memory: &GuestMemoryMmap, queue: &Queue, head: u16) {
         self.readable.clear();
         self.writable.clear();
         (self.readable_len, self.writable_len) = (0, 0);
@@ -59,7 +62,7 @@ impl Chain {
         // The walk ends without a word also where it cannot go on; a last descriptor that has a next tells.
         let mut ended = false;
         let mut fault = None;
-        for descriptor in chain {
+        for descriptor in Descriptors::of(memory, queue, head) {
             ended = !descriptor.has_next();
             let span = Span { addr: descriptor.addr(), len: descriptor.len() };
             if span.len == 0 {
@@ -140,15 +143,83 @@ impl Chain {
     /// Copies `from` into the writable part, from byte `offset` on, as far as it goes. Gives the number of bytes.
     ///
     /// # Errors
-    /// When a span is not in guest memory.
+    /// When a span is not in guest memory; nothing has been written then.
     pub fn write(&self, memory: &GuestMemoryMmap, offset: u64, from: &[u8]) -> Result<usize, GuestMemoryError> {
         let mut done = 0;
+        for part in part(&self.writable, offset, from.len() as u64) {
+            if !memory.check_range(part.addr, part.len as usize, Permissions::Write) {
+                return Err(GuestMemoryError::InvalidGuestAddress(part.addr));
+            }
+        }
         for part in part(&self.writable, offset, from.len() as u64) {
             let len = part.len as usize;
             memory.write_slice(&from[done..done + len], part.addr)?;
             done += len;
         }
         Ok(done)
+    }
+}
+
+/// The descriptors of a chain, in its order. Ends where the chain does, and where it cannot be followed.
+struct Descriptors<'a> {
+    memory: &'a GuestMemoryMmap,
+    /// The table that the walk is in, and its number of entries.
+    table: GuestAddress,
+    entries: u16,
+    index: u16,
+    /// How many more the table can have without one that comes again.
+    left: u16,
+    indirect: bool,
+    bytes: u32,
+}
+
+impl<'a> Descriptors<'a> {
+    fn of(memory: &'a GuestMemoryMmap, queue: &Queue, head: u16) -> Self {
+        let (table, entries) = (GuestAddress(queue.desc_table()), queue.size());
+        Self { memory, table, entries, index: head, left: entries, indirect: false, bytes: 0 }
+    }
+
+    /// Goes on at the start of the table that a descriptor names. A table in a table there is not (sect. 2.7.5.3.1).
+    fn enter(&mut self, descriptor: Descriptor) -> Option<()> {
+        const ENTRY: u32 = size_of::<Descriptor>() as u32;
+        if self.indirect || !descriptor.len().is_multiple_of(ENTRY) {
+            return None;
+        }
+        self.entries = u16::try_from(descriptor.len() / ENTRY).ok()?;
+        (self.table, self.index, self.left, self.indirect) = (descriptor.addr(), 0, self.entries, true);
+        Some(())
+    }
+
+    fn read(&self) -> Option<Descriptor> {
+        if self.left == 0 || self.index >= self.entries {
+            return None;
+        }
+        let at = self.table.checked_add(u64::from(self.index) * size_of::<Descriptor>() as u64)?;
+        self.memory.read_obj(at).ok()
+    }
+}
+
+impl Iterator for Descriptors<'_> {
+    type Item = Descriptor;
+
+    fn next(&mut self) -> Option<Descriptor> {
+        let mut descriptor = self.read()?;
+        if descriptor.refers_to_indirect_table() {
+            self.enter(descriptor)?;
+            descriptor = self.read()?;
+            if descriptor.refers_to_indirect_table() {
+                return None;
+            }
+        }
+        // No chain is longer than 4 GiB (sect. 2.7.5.2).
+        self.bytes = self.bytes.checked_add(descriptor.len())?;
+        if descriptor.has_next() {
+            self.index = descriptor.next();
+            self.left -= 1;
+        } else {
+            self.left = 0;
+        }
+        Some(descriptor)
     }
 }
 

@@ -161,7 +161,7 @@ impl Worker {
             {
                 budget -= 1;
                 let head = chain.head_index();
-                self.chain.fill(chain);
+                self.chain.fill(memory, &self.active.queue, head);
                 let len = self.fill(memory);
                 used |= ring::add_used(&mut self.active.queue, memory, head, len)?;
             }

@@ -3,7 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
@@ -170,6 +170,22 @@ impl Driver {
     pub fn put(&self, at: u64, data: &[u8]) {
         self.mem.write_slice(data, GuestAddress(at)).unwrap();
     }
+}
+
+/// Memory as it is shared with a front-end.
+pub struct Area(pub Box<[AtomicU64]>);
+
+impl AsRef<[AtomicU64]> for Area {
+    fn as_ref(&self) -> &[AtomicU64] {
+        &self.0
+    }
+}
+
+pub type Words = Arc<Area>;
+
+/// Memory of so many words, all zero.
+pub fn words(len: usize) -> Words {
+    Arc::new(Area((0..len).map(|_| AtomicU64::new(0)).collect()))
 }
 
 pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {

@@ -6,7 +6,7 @@ use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use cowhand_virtio::blk::{BlockSettings, BlockWorker, DiskBackend, WorkerParts};
+use cowhand_virtio::blk::{BlockSettings, BlockWorker, DiskBackend, LONGEST_PATIENCE, WorkerParts};
 use cowhand_virtio::{ActiveQueue, Interrupt, Memory};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use vhost::vhost_user::{Error, Result};
@@ -154,6 +154,9 @@ impl Ring {
             interrupt: Arc::new(Call(call)),
             backend: self.shared.backend.clone(),
             settings: self.shared.settings.clone(),
+            inflight: None,
+            dirty: None,
+            patience: LONGEST_PATIENCE,
         });
         let name = format!("queue-{}", self.index);
         let thread = std::thread::Builder::new().name(name).spawn(move || worker.run())?;

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_GEOMETRY,
@@ -14,6 +15,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::config::{self, WRITEBACK};
+use super::patience::LONGEST_PATIENCE;
 use super::settings::BlockSettings;
 use super::worker::{BlockWorker, WorkerParts};
 use super::{BlockBackend, SECTOR};
@@ -30,11 +32,13 @@ pub struct BlockOptions {
     pub queues: u16,
     /// Entries of each queue: a power of two, at least 4.
     pub queue_size: u16,
+    /// How long a queue's thread may look for work before it sleeps; zero: never.
+    pub patience: Duration,
 }
 
 impl Default for BlockOptions {
     fn default() -> Self {
-        Self { id: "disk".into(), serial: String::new(), queues: 1, queue_size: 256 }
+        Self { id: "disk".into(), serial: String::new(), queues: 1, queue_size: 256, patience: LONGEST_PATIENCE }
     }
 }
 
@@ -51,6 +55,7 @@ pub struct Block {
     settings: Arc<BlockSettings>,
     features: u64,
     negotiated: u64,
+    patience: Duration,
     running: Vec<Running>,
 }
 
@@ -96,8 +101,15 @@ impl Block {
             queue_sizes: vec![options.queue_size; options.queues.into()],
             features,
             negotiated: 0,
+            patience: options.patience,
             running: Vec::new(),
         })
+    }
+
+    /// What the guest sets, shared with workers: for a transport that runs them itself.
+    #[must_use]
+    pub fn settings(&self) -> &Arc<BlockSettings> {
+        &self.settings
     }
 
     fn start(&mut self, activation: Activation) -> io::Result<()> {
@@ -111,6 +123,10 @@ impl Block {
                 interrupt: activation.interrupt.clone(),
                 backend: self.backend.clone(),
                 settings: self.settings.clone(),
+                // The guest ends with the process, and does not move.
+                inflight: None,
+                dirty: None,
+                patience: self.patience,
             });
             let thread = std::thread::Builder::new().name(name).spawn(move || worker.run())?;
             self.running.push(Running { stop, thread });

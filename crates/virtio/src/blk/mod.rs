@@ -5,6 +5,7 @@
 //!   a vhost-user backend runs it too;
 //! - `request` judges and takes apart one chain;
 //! - `config` lays out the configuration space;
+//! - `inflight` keeps records of what a worker has taken, for one that goes on after it was killed;
 //! - `patience` is how long a worker looks for work before it sleeps;
 //! - `failed` stands in for an engine queue that is no more.
 //!
@@ -17,6 +18,7 @@ mod disk;
 mod failed;
 #[cfg(test)]
 mod fake;
+mod inflight;
 mod patience;
 mod request;
 mod settings;
@@ -26,6 +28,8 @@ use cowhand_block::{Limits, RequestQueue};
 
 pub use device::{Block, BlockOptions};
 pub use disk::DiskBackend;
+pub use inflight::{Inflight, InflightError, InflightQueue};
+pub use patience::LONGEST_PATIENCE;
 pub use settings::BlockSettings;
 pub use worker::{BlockWorker, WorkerParts};
 

@@ -9,8 +9,8 @@
 
 use std::time::Duration;
 
-/// The longest that a thread looks for work. A guest that is woken by its completion and asks again takes less.
-const LONGEST: Duration = Duration::from_micros(100);
+/// The longest that a thread looks for work unless it is told otherwise. A guest that is woken by its completion and asks again takes less.
+pub const LONGEST_PATIENCE: Duration = Duration::from_micros(100);
 /// The first window after a short gap.
 const FIRST: Duration = Duration::from_micros(10);
 
@@ -22,13 +22,13 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    /// For a thread of this host.
-    pub(super) fn new() -> Self {
+    /// For a thread of this host, which never looks for longer than `longest`.
+    pub(super) fn new(longest: Duration) -> Self {
         let alone = std::thread::available_parallelism().is_ok_and(|processors| processors.get() == 1);
-        Self::of(if alone { Duration::ZERO } else { LONGEST })
+        Self::of(if alone { Duration::ZERO } else { longest })
     }
 
-    /// One that never looks for longer than `longest`.
+    /// One that never looks for longer than `longest`, whatever the host.
     pub(super) fn of(longest: Duration) -> Self {
         Self { window: Duration::ZERO, longest }
     }

@@ -3,6 +3,9 @@
 //! A worker runs on a thread of its own, which is the only one that touches the queue and the engine's queue. It needs no
 //! lock and, once warm, no allocation. Guest memory that the engine works on stays mapped because the worker holds it
 //! (`guard`) until nothing is in flight or the engine's queue is gone.
+//!
+//! Where the guest outlives the process, what is in flight is noted before it is started (`inflight`), and what is written in guest
+//! memory before the driver hears of it ([`DirtyMarks`]).
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -19,11 +22,13 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::BlockBackend;
 use super::failed::FailedQueue;
+use super::inflight::{Inflight, InflightQueue};
 use super::patience::Patience;
 use super::request::{Context, Failure, Parsed};
 use super::settings::BlockSettings;
-use crate::chain::Chain;
+use crate::chain::{Chain, Span, part};
 use crate::device::{ActiveQueue, Interrupt, Memory};
+use crate::dirty::DirtyMarks;
 use crate::ring::{self, RingError};
 
 const TAG_KICK: u64 = 0;
@@ -52,10 +57,16 @@ pub struct WorkerParts {
     pub backend: Arc<dyn BlockBackend>,
     /// What the device says while the worker runs.
     pub settings: Arc<BlockSettings>,
+    /// Records of what is in flight, if the driver outlives the process, and what is in flight already.
+    pub inflight: Option<Inflight>,
+    /// Where writes to guest memory are noted, while somebody wants to know of them.
+    pub dirty: Option<DirtyMarks>,
+    /// How long the worker may look for work before it sleeps; zero: never. [`LONGEST_PATIENCE`](super::LONGEST_PATIENCE) is good.
+    pub patience: Duration,
 }
 
 /// A chain whose engine requests are in flight.
-struct InFlight {
+struct Flight {
     head: u16,
     status: GuestAddress,
     /// Bytes to report as written, status included, when all goes well.
@@ -67,6 +78,8 @@ struct InFlight {
     failed: bool,
     /// A flush has to follow before the chain is complete.
     flush: bool,
+    /// Guest memory that the engine writes; none without a log of such writes.
+    written: Vec<Span>,
 }
 
 /// Serves one queue.
@@ -83,11 +96,17 @@ pub struct BlockWorker {
     settings: Arc<BlockSettings>,
     guard: Arc<GuestMemoryMmap>,
     /// What is in flight, by the tag that its engine requests carry.
-    slots: Vec<Option<InFlight>>,
+    slots: Vec<Option<Flight>>,
     free: Vec<usize>,
     chain: Chain,
     requests: Vec<Request>,
     pool: Vec<Vec<IoSeg>>,
+    /// Empty lists of spans.
+    spans: Vec<Vec<Span>>,
+    records: Option<InflightQueue>,
+    /// Heads of chains that were in flight when the process before this one died, and have not been started again.
+    resubmit: std::vec::IntoIter<u16>,
+    dirty: Option<DirtyMarks>,
     patience: Patience,
     /// Requests submitted to the engine that it has not been told to send.
     fresh: bool,
@@ -102,6 +121,7 @@ impl BlockWorker {
     #[must_use]
     pub fn new(parts: WorkerParts) -> Self {
         let size = usize::from(parts.queue.queue.size());
+        let (records, resubmit) = parts.inflight.map_or_else(Default::default, |it| (Some(it.records), it.resubmit));
         Self {
             index: parts.queue.index,
             queue: parts.queue.queue,
@@ -119,7 +139,11 @@ impl BlockWorker {
             chain: Chain::new(),
             requests: Vec::new(),
             pool: Vec::new(),
-            patience: Patience::new(),
+            spans: Vec::new(),
+            records,
+            resubmit: resubmit.into_iter(),
+            dirty: parts.dirty,
+            patience: Patience::new(parts.patience),
             fresh: false,
             used: false,
             broken: false,
@@ -130,6 +154,11 @@ impl BlockWorker {
     /// Serves the queue on this thread until told to stop; all that was taken from the queue is completed then. Gives the
     /// queue back as it stands.
     pub fn run(mut self) -> ActiveQueue {
+        self.mark_ring(0, used_ring_len(&self.queue));
+        if self.records.is_some() {
+            // Whoever served the queue before us may have died before it told the driver of its last completions.
+            self.interrupt.signal_queue(self.index);
+        }
         match self.open() {
             Ok(engine) => self.serve(engine),
             Err(error) => {
@@ -181,9 +210,9 @@ impl BlockWorker {
         let mut events = Vec::with_capacity(self.slots.len() + 2);
         let mut stopping = false;
         loop {
-            let more = !stopping && self.take(engine);
+            let more = self.take(engine, !stopping);
             self.notify();
-            if stopping && self.idle() {
+            if stopping && self.idle() && (self.broken || self.resubmit.as_slice().is_empty()) {
                 return Ok(());
             }
             if more {
@@ -270,7 +299,9 @@ impl BlockWorker {
             return true;
         }
         let memory = self.guard.clone();
-        match self.queue.enable_notification(&*memory) {
+        let enabled = self.queue.enable_notification(&*memory);
+        self.mark_notification();
+        match enabled {
             Ok(more) => !more,
             Err(error) => {
                 self.break_down(&error.into());
@@ -284,8 +315,8 @@ impl BlockWorker {
         self.free.len() == self.slots.len()
     }
 
-    /// Takes chains while there are any and room for them. Says whether more may be there.
-    fn take(&mut self, engine: &mut dyn RequestQueue) -> bool {
+    /// Takes chains while there are any and room for them; only `new` ones from the ring. Says whether more may be there.
+    fn take(&mut self, engine: &mut dyn RequestQueue, new: bool) -> bool {
         if self.broken {
             return false;
         }
@@ -293,20 +324,38 @@ impl BlockWorker {
             self.guard = self.memory.memory().into_inner();
         }
         let memory = self.guard.clone();
-        self.take_from(engine, &memory).unwrap_or_else(|error| {
+        self.take_from(engine, &memory, new).unwrap_or_else(|error| {
             self.break_down(&error);
             false
         })
     }
 
-    fn take_from(&mut self, engine: &mut dyn RequestQueue, memory: &GuestMemoryMmap) -> Result<bool, RingError> {
-        self.queue.disable_notification(memory)?;
+    fn take_from(
+        &mut self,
+        engine: &mut dyn RequestQueue,
+        memory: &GuestMemoryMmap,
+        new: bool,
+    ) -> Result<bool, RingError> {
+        if new {
+            self.queue.disable_notification(memory)?;
+            if !self.queue.event_idx_enabled() {
+                self.mark_notification();
+            }
+        }
         // Bounded, also so that a driver which feeds us faster than we fail its chains cannot keep us from stopping.
         for _ in 0..BATCH {
             let Some(slot) = self.free.last().copied() else { return Ok(false) };
-            let Some(chain) = self.queue.iter(memory)?.next() else { return Ok(false) };
-            let head = chain.head_index();
-            self.chain.fill(chain);
+            let head = if let Some(head) = self.resubmit.next() {
+                head
+            } else {
+                let chain = if new { self.queue.iter(memory)?.next() } else { None };
+                let Some(head) = chain.map(|chain| chain.head_index()) else { return Ok(false) };
+                if let Some(records) = &mut self.records {
+                    records.taken(head);
+                }
+                head
+            };
+            self.chain.fill(memory, &self.queue, head);
             self.start(engine, memory, head, slot)?;
         }
         Ok(true)
@@ -341,8 +390,13 @@ impl BlockWorker {
                 let flush = writes && !self.settings.writeback();
                 let left = self.requests.len() as u32;
                 let len = u32::try_from(data_len + 1).unwrap_or(u32::MAX);
+                let mut written = Vec::new();
+                if self.dirty.is_some() && matches!(self.requests.first(), Some(Request::Read { .. })) {
+                    written = self.spans.pop().unwrap_or_default();
+                    written.extend(part(self.chain.writable(), 0, data_len));
+                }
                 self.free.pop();
-                self.slots[slot] = Some(InFlight { head, status, len, len_failed, left, failed: false, flush });
+                self.slots[slot] = Some(Flight { head, status, len, len_failed, left, failed: false, flush, written });
                 for request in self.requests.drain(..) {
                     engine.submit(slot as u64, request);
                 }
@@ -351,6 +405,9 @@ impl BlockWorker {
             }
             // The status is written behind what may be a gap, which the length must not cover.
             Ok(Parsed::Done { len }) => {
+                if let Some(dirty) = &self.dirty {
+                    dirty.spans(part(self.chain.writable(), 0, len.into()));
+                }
                 let len = if u64::from(len) == data_len { len + 1 } else { len };
                 self.complete(memory, head, status, STATUS_OK, len)
             }
@@ -382,8 +439,15 @@ impl BlockWorker {
 
     /// Completes the chain in a slot, and frees the slot.
     fn finish(&mut self, slot: usize) {
-        let Some(flight) = self.slots.get_mut(slot).and_then(Option::take) else { return };
+        let Some(mut flight) = self.slots.get_mut(slot).and_then(Option::take) else { return };
         self.free.push(slot);
+        if let Some(dirty) = &self.dirty {
+            // All of it, also of a read that failed: nobody says how much of that was written.
+            dirty.spans(flight.written.drain(..));
+            if flight.written.capacity() > 0 {
+                self.spans.push(flight.written);
+            }
+        }
         let memory = self.guard.clone();
         let (status, len) = if flight.failed { (STATUS_IOERR, flight.len_failed) } else { (STATUS_OK, flight.len) };
         if let Err(error) = self.complete(&memory, flight.head, flight.status, status, len) {
@@ -411,13 +475,43 @@ impl BlockWorker {
         len: u32,
     ) -> Result<(), RingError> {
         // A status byte outside memory is the driver's loss; its chain comes back all the same.
-        let len = if memory.write_obj(status, at).is_ok() { len } else { 0 };
+        if memory.write_obj(status, at).is_err() {
+            return self.add_used(memory, head, 0);
+        }
+        if let Some(dirty) = &self.dirty {
+            dirty.spans([Span { addr: at, len: 1 }]);
+        }
         self.add_used(memory, head, len)
     }
 
     fn add_used(&mut self, memory: &GuestMemoryMmap, head: u16, len: u32) -> Result<(), RingError> {
-        self.used |= ring::add_used(&mut self.queue, memory, head, len)?;
+        if let Some(records) = &mut self.records {
+            records.used(head);
+        }
+        let entry = u64::from(self.queue.next_used() % self.queue.size());
+        let added = ring::add_used(&mut self.queue, memory, head, len)?;
+        if let Some(records) = &mut self.records {
+            records.published(self.queue.next_used());
+        }
+        if added {
+            self.used = true;
+            self.mark_ring(4 + entry * 8, 8);
+            self.mark_ring(2, 2);
+        }
         Ok(())
+    }
+
+    /// `len` bytes at `offset` of the used ring have been written.
+    fn mark_ring(&self, offset: u64, len: u64) {
+        if let Some(dirty) = &self.dirty {
+            dirty.ring(offset, len);
+        }
+    }
+
+    /// What tells the driver whether to wake us has been written: the used ring's flags, or the event index behind its entries.
+    fn mark_notification(&self) {
+        let event = used_ring_len(&self.queue) - 2;
+        self.mark_ring(if self.queue.event_idx_enabled() { event } else { 0 }, 2);
     }
 
     /// Tells the driver of what has been added to the used ring, if it wants to know.
@@ -457,6 +551,11 @@ impl BlockWorker {
             tracing::warn!(%error, queue = self.index, "a disk request failed");
         }
     }
+}
+
+/// Bytes of a used ring: flags, index, entries, event index (sect. 2.7.8).
+fn used_ring_len(queue: &Queue) -> u64 {
+    4 + 8 * u64::from(queue.size()) + 2
 }
 
 #[cfg(test)]

@@ -542,6 +542,9 @@ fn worker(disk: &Arc<FakeDisk>) -> (BlockWorker, Driver, EventFd) {
         interrupt: Arc::new(Interrupts::default()),
         backend: Arc::new(Backend(disk.clone())),
         settings: Arc::new(BlockSettings::new("", false)),
+        inflight: None,
+        dirty: None,
+        patience: Duration::ZERO,
     });
     driver.put(HEADER, &0u32.to_le_bytes());
     driver.put(HEADER + 4, &[0; 4]);
@@ -552,9 +555,8 @@ fn worker(disk: &Arc<FakeDisk>) -> (BlockWorker, Driver, EventFd) {
 #[test]
 fn stop_drains_what_is_in_flight_though_the_driver_offers_more() {
     let disk = Arc::new(disk());
-    let (mut worker, mut driver, stop) = worker(&disk);
     // It never looks for work without sleeping, which would find the completion by chance.
-    worker.patience = Patience::of(Duration::ZERO);
+    let (worker, mut driver, stop) = worker(&disk);
     disk.hold.store(true, SeqCst);
     let head = driver.chain(&[(HEADER, 16, 0), (DATA, 512, WRITE), (STATUS, 1, WRITE)]);
     driver.offer(head);
