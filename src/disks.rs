@@ -53,6 +53,12 @@ impl Disks {
                 let message = format!("--disk: two disks are called {id}; give one another id=");
                 return Err(Failure { message, status: EXIT_USAGE });
             }
+            if spec.socket.is_some() {
+                disks.close()?;
+                let message =
+                    "--disk: socket= is for `cowhand vhost-user-blk`: here the disk is served to the guest alone";
+                return Err(Failure { message: message.into(), status: EXIT_USAGE });
+            }
             let disk = match Disk::open(spec, &policy) {
                 Ok(disk) => disk,
                 Err(error) => {
@@ -91,7 +97,7 @@ impl Disks {
 }
 
 /// The name of the disk that the guest sees as `/dev/vda`, `/dev/vdb`, …
-fn default_id(index: usize) -> String {
+pub(crate) fn default_id(index: usize) -> String {
     let mut letters = String::new();
     let mut rest = index + 1;
     while rest > 0 {

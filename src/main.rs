@@ -6,6 +6,7 @@ mod img;
 mod io;
 mod quantity;
 mod run;
+mod vhost_user_blk;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -41,6 +42,7 @@ enum Command {
     /// Reads and writes a disk image, command by command (the language of qemu-io)
     #[command(disable_help_flag = true)]
     Io(Rest),
+    VhostUserBlk(vhost_user_blk::Args),
     Doctor(doctor::Args),
 }
 
@@ -64,7 +66,10 @@ fn main() -> ExitCode {
     if called_as().is_some_and(|name| name == "qemu-io") {
         return io::main(std::env::args_os().skip(1).collect(), io::Name::Qemu);
     }
-    let cli = match Cli::try_parse() {
+    let words = std::env::args_os().skip(1);
+    // A back-end has to be a program of its own for whoever finds it by its description (resources/vhost-user).
+    let command = called_as().filter(|name| name == "cowhand-vhost-user-blk").map(|_| "vhost-user-blk".into());
+    let cli = match Cli::try_parse_from(std::iter::once("cowhand".into()).chain(command).chain(words)) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -83,6 +88,7 @@ fn main() -> ExitCode {
         }
         Command::Io(rest) => return io::main(rest.words, io::Name::Cowhand),
         Command::Run(args) => run::run(&args),
+        Command::VhostUserBlk(args) => vhost_user_blk::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     match result {

@@ -16,13 +16,14 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| "the size is too large".to_string())
 }
 
-/// Reads a time: seconds, or a number with ms, s, m or h, `60s`.
+/// Reads a time: seconds, or a number with us, ms, s, m or h, `60s`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || "expected a time such as 60s or 5m".to_string();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().map_err(|_| wrong())?;
     let seconds = match unit {
+        "us" => return Ok(Duration::from_micros(number)),
         "ms" => return Ok(Duration::from_millis(number)),
         "" | "s" => Some(number),
         "m" => number.checked_mul(60),

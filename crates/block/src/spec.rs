@@ -164,6 +164,8 @@ pub struct DiskSpec {
     pub block_size: u32,
     /// Whether the image is locked against other programs.
     pub lock: bool,
+    /// Where a back-end serves the disk to others: a path, or `fd:N`.
+    pub socket: Option<String>,
     /// What opens encrypted images; the same for all of a chain.
     pub secret: Option<SecretSource>,
     /// Serve a file as raw though it begins like a qcow2 image.
@@ -212,7 +214,7 @@ pub enum SpecError {
 }
 
 const KEYS: &str = "path, format, id, readonly, ephemeral, queues, cache, discard, discard-no-unref, detect-zeroes, backing-format, serial, \
-                    metadata-cache, block-size, lock, secret, force-raw";
+                    metadata-cache, block-size, lock, secret, force-raw, socket";
 
 impl DiskSpec {
     /// A disk with the defaults.
@@ -239,6 +241,7 @@ impl DiskSpec {
             tuning: Tuning::default(),
             block_size: 512,
             lock: true,
+            socket: None,
             secret: None,
             force_raw: false,
             compress: false,
@@ -385,6 +388,8 @@ impl DiskSpec {
                 self.secret = Some(source);
             }
             "lock" => self.lock = on_off("lock", value)?,
+            "socket" if value.is_empty() => return Err(bad("socket", value, "a path or fd:N")),
+            "socket" => self.socket = Some(value.into()),
             "force-raw" => self.force_raw = on_off("force-raw", value)?,
             _ => return Err(SpecError::UnknownKey { key: key.into() }),
         }

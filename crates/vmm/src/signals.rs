@@ -3,7 +3,7 @@
 //! They are blocked in every thread, so this must come before any thread is started.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use vmm_sys_util::signal::create_sigset;
 
@@ -52,5 +52,11 @@ impl SignalEvents {
 impl AsRawFd for SignalEvents {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
+    }
+}
+
+impl AsFd for SignalEvents {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }

@@ -1,0 +1,137 @@
+//! The disk behind an export: open only while a ring runs.
+//!
+//! So of two processes that serve one image, a migration's source and its destination, only one ever has it open: the source, when the
+//! last of its rings has stopped, has flushed, forgotten what it cached and unlocked; the destination locks and loads everything when
+//! its first ring starts. Before that only headers are read, for what the configuration space says.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use cowhand_block::{Disk, DiskShape, DiskSpec, Limits, OpenPolicy, RequestQueue, Survival};
+use cowhand_virtio::blk::BlockBackend;
+
+/// How long an image's lock is waited for: after the death of a process the kernel gives its locks back only when the I/O that it had
+/// under way has ended, and that may take a moment.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is known of the disk while it is not open: what a device model needs for features and configuration.
+pub(crate) struct Shape {
+    shape: Mutex<DiskShape>,
+}
+
+impl Shape {
+    fn get(&self) -> DiskShape {
+        self.shape.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes note of the size; says whether it is another one.
+    fn set_size(&self, size: u64) -> bool {
+        let mut shape = self.shape.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut shape.size, size) != size
+    }
+}
+
+impl BlockBackend for Shape {
+    fn size(&self) -> u64 {
+        self.get().size
+    }
+
+    fn read_only(&self) -> bool {
+        self.get().read_only
+    }
+
+    fn limits(&self) -> Limits {
+        self.get().limits
+    }
+
+    fn open_queue(&self) -> cowhand_block::Result<Box<dyn RequestQueue>> {
+        Err(cowhand_block::Error::io("the disk is not open", std::io::ErrorKind::NotConnected.into()))
+    }
+}
+
+/// A disk that is opened and closed again and again.
+pub(crate) struct Served {
+    spec: DiskSpec,
+    policy: OpenPolicy,
+    shape: Arc<Shape>,
+    disk: Option<Arc<Disk>>,
+}
+
+impl Served {
+    /// Reads the headers of the disk's images.
+    ///
+    /// # Errors
+    /// What would keep the disk from being opened, as far as headers tell.
+    pub(crate) fn new(spec: DiskSpec, policy: OpenPolicy) -> cowhand_block::Result<Self> {
+        let shape = Mutex::new(Disk::shape(&spec, &policy)?);
+        let policy = OpenPolicy { lock_patience: LOCK_PATIENCE, ..policy };
+        Ok(Self { spec, policy, shape: Arc::new(Shape { shape }), disk: None })
+    }
+
+    /// What the device model is made of.
+    pub(crate) fn shape(&self) -> &Arc<Shape> {
+        &self.shape
+    }
+
+    /// The description of the disk.
+    pub(crate) fn spec(&self) -> &DiskSpec {
+        &self.spec
+    }
+
+    /// The disk, opened if it is not open yet; what was acknowledged before an earlier process died is in it then. Says whether its
+    /// size is another one than was known.
+    ///
+    /// # Errors
+    /// It cannot be opened or locked, or `survival` is not of this image.
+    pub(crate) fn open(&mut self, survival: Survival) -> cowhand_block::Result<(Arc<Disk>, bool)> {
+        if let Some(disk) = &self.disk {
+            return Ok((disk.clone(), false));
+        }
+        let policy = OpenPolicy { survival, ..self.policy.clone() };
+        let disk = Disk::open(&self.spec, &policy)?;
+        tracing::info!("{}: opened", self.spec.path.display());
+        self.disk = Some(disk.clone());
+        Ok((disk.clone(), self.shape.set_size(disk.size())))
+    }
+
+    /// Whether the disk is open.
+    pub(crate) fn is_open(&self) -> bool {
+        self.disk.is_some()
+    }
+
+    /// Flushes, unlocks and closes the disk. Nobody uses it any more.
+    ///
+    /// # Errors
+    /// Something could not be written.
+    pub(crate) fn close(&mut self) -> cowhand_block::Result<()> {
+        let Some(disk) = self.disk.take() else { return Ok(()) };
+        let closed = disk.close();
+        tracing::info!("{}: closed", self.spec.path.display());
+        closed
+    }
+
+    /// Changes the disk's size, open or not. Says whether it is another one than before.
+    ///
+    /// # Errors
+    /// The image cannot have that size, or it cannot be opened or written.
+    pub(crate) fn resize(&mut self, bytes: u64) -> cowhand_block::Result<bool> {
+        if let Some(disk) = &self.disk {
+            disk.resize(bytes)?;
+        } else {
+            // Nobody writes: that a power cut finds the image in order is enough.
+            let disk = Disk::open(&self.spec, &self.policy)?;
+            let resized = disk.resize(bytes);
+            disk.close()?;
+            resized?;
+        }
+        Ok(self.shape.set_size(bytes))
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if let Err(error) = self.close() {
+            tracing::error!("{error}");
+        }
+    }
+}
