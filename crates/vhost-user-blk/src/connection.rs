@@ -61,7 +61,7 @@ impl Connection {
         let ready = stream.set_nonblocking(false).and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
         let handed = match ready.and_then(|()| stream.try_clone()) {
             Ok(handed) => handed,
-            Err(error) => return Err(Box::new((error, device.end()))),
+            Err(error) => return Err(Box::new((error, device.end().0))),
         };
         let device = Arc::new(Mutex::new(device));
         let handler = BackendReqHandler::from_stream(handed, device.clone());
@@ -158,8 +158,8 @@ impl Connection {
         poll(&mut polled, Some(&now)).is_ok_and(|_| polled[0].revents().contains(PollFlags::HUP))
     }
 
-    /// Drains and closes everything; gives the disk back.
-    pub(crate) fn end(self) -> Option<Served> {
+    /// Drains and closes everything; gives the disk back, and why it could not be flushed, if so.
+    pub(crate) fn end(self) -> Option<(Served, cowhand_block::Result<()>)> {
         let Self { device, handler, stream, .. } = self;
         drop(handler);
         let device = Arc::into_inner(device).map(|device| device.into_inner().unwrap_or_else(PoisonError::into_inner));

@@ -132,17 +132,15 @@ impl Device {
     }
 
     /// The front-end has gone: all that was taken from the rings is completed, and the disk closed. Gives the disk back for the
-    /// next one.
-    pub(crate) fn end(mut self) -> Served {
+    /// next one, and why it could not be flushed, if so.
+    pub(crate) fn end(mut self) -> (Served, cowhand_block::Result<()>) {
         for ring in &mut self.rings {
             if let Err(error) = ring.stop() {
                 tracing::error!("{}: {error}", self.options.id);
             }
         }
-        if let Err(error) = self.disk.close() {
-            tracing::error!("{error}");
-        }
-        self.disk
+        let rested = self.disk.rest();
+        (self.disk, rested)
     }
 
     /// The channel to the front-end.
@@ -197,6 +195,8 @@ impl Device {
             return Ok(());
         }
         let survival = match &self.inflight {
+            // Its overlay dies with us.
+            _ if self.disk.spec().ephemeral => Survival::PowerCut,
             Some(inflight) => Survival::Journal(inflight.journal()),
             // What the front-end does not keep for us has to be in the image.
             None => Survival::Synchronous,
@@ -232,8 +232,8 @@ impl Device {
 
     /// Closes the disk when no ring runs any more.
     fn settle(&mut self) -> std::result::Result<(), Refusal> {
-        if self.disk.is_open() && !self.rings.iter().any(Ring::is_running) {
-            self.disk.close()?;
+        if !self.rings.iter().any(Ring::is_running) {
+            self.disk.rest()?;
         }
         Ok(())
     }
@@ -457,6 +457,11 @@ impl VhostUserBackendReqHandlerMut for Device {
             return Err(Refusal("in-flight records for more rings, or larger ones, than there are".into()).into());
         }
         let inflight = Inflight::adopt(given, &file).map_err(Refusal::from)?;
+        if !inflight.is_of(self.disk.instance()) {
+            let why = "the guest's disk was a throw-away overlay (ephemeral=on) that died with the process that had it; \
+                       this guest cannot go on";
+            return Err(Refusal(why.into()).into());
+        }
         // What the disk has written down so far it has in the memory that it was opened with.
         self.stop_all()?;
         if let Some(writeback) = inflight.writeback() {

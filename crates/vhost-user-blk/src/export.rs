@@ -181,23 +181,26 @@ struct Serving {
 impl Serving {
     fn run(self, mut disk: Served, socket: Socket) -> Result<(), ExportError> {
         let listener = match socket {
-            Socket::Connected(stream) => return self.serve(disk, stream, None).map(drop),
+            Socket::Connected(stream) => {
+                let (mut disk, _) = self.serve(disk, stream, None)?;
+                return Ok(disk.close()?);
+            }
             Socket::Listening(listener) => listener,
         };
         let mut after = After::Wait;
         loop {
             let stream = match after {
-                After::Stop => return Ok(()),
+                After::Stop => return Ok(disk.close()?),
                 After::Serve(stream) => stream,
                 After::Wait => match self.wait(&mut disk, &listener)? {
                     Some(stream) => stream,
-                    None => return Ok(()),
+                    None => return Ok(disk.close()?),
                 },
             };
             tracing::info!("{}: a front-end has connected", self.options.id);
             (disk, after) = self.serve(disk, stream, Some(&listener))?;
             if self.options.once {
-                return Ok(());
+                return Ok(disk.close()?);
             }
         }
     }
@@ -240,7 +243,14 @@ impl Serving {
         };
         let after = self.talk(&mut connection, listener);
         // Whatever ended it: the disk is flushed and closed.
-        let disk = connection.end().ok_or_else(|| io::Error::other("a connection that has ended is still in use"))?;
+        let ended = connection.end().ok_or_else(|| io::Error::other("a connection that has ended is still in use"))?;
+        let (disk, flushed) = ended;
+        match (&after, flushed) {
+            (_, Ok(())) => {}
+            // Nobody else would tell of it.
+            (Ok(After::Wait | After::Serve(_)), Err(error)) if !self.options.once => tracing::error!("{error}"),
+            (_, Err(error)) => return Err(error.into()),
+        }
         Ok((disk, after?))
     }
 

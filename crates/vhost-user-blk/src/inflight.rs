@@ -23,7 +23,7 @@ use crate::shared::SharedMemory;
 
 /// "cowhand" and the version of this layout.
 const MAGIC: u64 = u64::from_be_bytes(*b"cowhand\x01");
-/// Words of the header: the magic number, what the writeback field was set to, and room.
+/// Words of the header: the magic number, what the writeback field was set to, which disk this is of, and room.
 const HEADER_WORDS: usize = 8;
 /// The journal begins on a page of its own whatever the page size: it is touched only when there is something to write.
 const JOURNAL_ALIGN: usize = (64 << 10) / size_of::<u64>();
@@ -127,6 +127,13 @@ impl Inflight {
     /// The engine's part.
     pub(crate) fn journal(&self) -> SharedWords {
         Arc::new(Part { whole: self.memory.clone(), range: self.layout.journal..self.layout.end })
+    }
+
+    /// Whether the disk that the memory was used with first is this one: 0 is one that any process can open, others exist once.
+    pub(crate) fn is_of(&self, instance: u64) -> bool {
+        // 0 is memory that was not used yet.
+        let first = self.header(2).compare_exchange(0, instance.wrapping_add(1), Ordering::AcqRel, Ordering::Acquire);
+        first.is_ok() || first == Err(instance.wrapping_add(1))
     }
 
     /// What the guest has last set the writeback field to, in this or an earlier process.

@@ -3,7 +3,11 @@
 //! So of two processes that serve one image, a migration's source and its destination, only one ever has it open: the source, when the
 //! last of its rings has stopped, has flushed, forgotten what it cached and unlocked; the destination locks and loads everything when
 //! its first ring starts. Before that only headers are read, for what the configuration space says.
+//!
+//! A throw-away overlay (`ephemeral=on`) is another matter: it is there only while the disk is open, and a guest that pauses or reboots
+//! must find it again. So that disk stays open until the export ends.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -54,6 +58,8 @@ pub(crate) struct Served {
     spec: DiskSpec,
     policy: OpenPolicy,
     shape: Arc<Shape>,
+    /// See [`instance`](Self::instance).
+    instance: u64,
     disk: Option<Arc<Disk>>,
 }
 
@@ -65,7 +71,13 @@ impl Served {
     pub(crate) fn new(spec: DiskSpec, policy: OpenPolicy) -> cowhand_block::Result<Self> {
         let shape = Mutex::new(Disk::shape(&spec, &policy)?);
         let policy = OpenPolicy { lock_patience: LOCK_PATIENCE, ..policy };
-        Ok(Self { spec, policy, shape: Arc::new(Shape { shape }), disk: None })
+        let instance = if spec.ephemeral { RandomState::new().hash_one(0) | 1 } else { 0 };
+        Ok(Self { spec, policy, shape: Arc::new(Shape { shape }), instance, disk: None })
+    }
+
+    /// 0, or of a disk that ends with this process a number that no other has.
+    pub(crate) fn instance(&self) -> u64 {
+        self.instance
     }
 
     /// What the device model is made of.
@@ -94,9 +106,12 @@ impl Served {
         Ok((disk.clone(), self.shape.set_size(disk.size())))
     }
 
-    /// Whether the disk is open.
-    pub(crate) fn is_open(&self) -> bool {
-        self.disk.is_some()
+    /// No ring runs any more: flushes, unlocks and closes the disk, unless it would be lost.
+    ///
+    /// # Errors
+    /// Something could not be written.
+    pub(crate) fn rest(&mut self) -> cowhand_block::Result<()> {
+        if self.spec.ephemeral { Ok(()) } else { self.close() }
     }
 
     /// Flushes, unlocks and closes the disk. Nobody uses it any more.
@@ -115,15 +130,15 @@ impl Served {
     /// # Errors
     /// The image cannot have that size, or it cannot be opened or written.
     pub(crate) fn resize(&mut self, bytes: u64) -> cowhand_block::Result<bool> {
-        if let Some(disk) = &self.disk {
-            disk.resize(bytes)?;
-        } else {
-            // Nobody writes: that a power cut finds the image in order is enough.
-            let disk = Disk::open(&self.spec, &self.policy)?;
-            let resized = disk.resize(bytes);
-            disk.close()?;
-            resized?;
+        let was_open = self.disk.is_some();
+        // Nobody writes to a disk that is not open: that a power cut finds it in order is enough.
+        let (disk, _) = self.open(Survival::PowerCut)?;
+        let resized = disk.resize(bytes);
+        drop(disk);
+        if !was_open {
+            self.rest()?;
         }
+        resized?;
         Ok(self.shape.set_size(bytes))
     }
 }

@@ -6,10 +6,14 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{socket_acceptconn, socket_domain};
 
 use crate::export::ExportError;
+
+/// How long a socket on which somebody listens is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Which socket an export is served on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,9 +88,12 @@ impl Drop for Listener {
 fn bind(path: &Path) -> Result<Listener, ExportError> {
     let failed = |error: io::Error| ExportError::Socket { path: path.to_path_buf(), error };
     // A process that was killed leaves its socket behind, and nobody listens there.
-    if fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
+    let began = Instant::now();
+    while fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
         match UnixStream::connect(path) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(failed)?,
+            // One that was killed is not gone at once.
+            _ if began.elapsed() < PATIENCE => std::thread::sleep(PATIENCE / 20),
             _ => return Err(ExportError::SocketInUse(path.to_path_buf())),
         }
     }
