@@ -19,9 +19,9 @@ pub const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 /// Two regions with a hole between them: 1 MiB at 0, 1 MiB at 4 MiB.
 pub const HOLE: u64 = 1 << 20;
 pub const HIGH: u64 = 4 << 20;
-const DESC: u64 = 0x1000;
-const AVAIL: u64 = 0x4000;
-const USED: u64 = 0x5000;
+pub const DESC: u64 = 0x1000;
+pub const AVAIL: u64 = 0x4000;
+pub const USED: u64 = 0x5000;
 
 #[derive(Default)]
 pub struct Interrupts {
@@ -54,6 +54,13 @@ impl Interrupt for Interrupts {
     }
 }
 
+impl Clone for Driver {
+    fn clone(&self) -> Self {
+        let kick = self.kick.try_clone().unwrap();
+        Self { memory: self.memory.clone(), mem: self.mem.clone(), kick, ..*self }
+    }
+}
+
 /// A driver with one queue of `size` entries.
 pub struct Driver {
     pub memory: Memory,
@@ -81,6 +88,23 @@ impl Driver {
         queue.set_event_idx(event_idx);
         queue.set_ready(true);
         ActiveQueue { index: 0, queue, kick: self.kick.try_clone().unwrap() }
+    }
+
+    /// The queue with both indices at `index`, where the rings begin then too.
+    pub fn queue_at(&mut self, index: u16, event_idx: bool) -> ActiveQueue {
+        let mut active = self.queue(event_idx);
+        active.queue.set_next_avail(index);
+        active.queue.set_next_used(index);
+        self.mem.store(index, GuestAddress(USED + 2), Ordering::SeqCst).unwrap();
+        self.seen = index;
+        self.set_avail(index);
+        active
+    }
+
+    /// Takes the rings as they stand in memory: nothing that was used before is seen.
+    pub fn go_on_from_rings(&mut self) {
+        self.seen = self.used_idx();
+        self.avail = self.mem.load(GuestAddress(AVAIL + 2), Ordering::SeqCst).unwrap();
     }
 
     pub fn descriptor(&self, table: u64, index: u16, addr: u64, len: u32, flags: u16, next: u16) {

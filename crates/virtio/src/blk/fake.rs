@@ -27,6 +27,8 @@ pub struct FakeDisk {
     pub open_fails: AtomicBool,
     /// Requests stay in flight.
     pub hold: AtomicBool,
+    /// What came last completes first.
+    pub backwards: AtomicBool,
     pub in_flight: AtomicU64,
     pub dropped: AtomicU64,
     /// Nothing is logged.
@@ -52,6 +54,7 @@ impl FakeDisk {
             driver_fails: AtomicBool::new(false),
             open_fails: AtomicBool::new(false),
             hold: AtomicBool::new(false),
+            backwards: AtomicBool::new(false),
             in_flight: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             quiet: AtomicBool::new(false),
@@ -106,6 +109,10 @@ impl Drop for FakeQueue {
 }
 
 impl FakeQueue {
+    fn next(&mut self) -> Option<(u64, Request)> {
+        if self.disk.backwards.load(Ordering::SeqCst) { self.queued.pop_back() } else { self.queued.pop_front() }
+    }
+
     fn carry_out(&self, request: Request) -> (Result<(), Error>, Vec<IoSeg>) {
         let mut disk = self.disk.data.lock().unwrap();
         if self.disk.fail.load(Ordering::SeqCst) {
@@ -169,7 +176,7 @@ impl RequestQueue for FakeQueue {
                 return Err(io::Error::other("the ring is gone"));
             }
             while !self.disk.hold.load(Ordering::SeqCst)
-                && let Some((tag, request)) = self.queued.pop_front()
+                && let Some((tag, request)) = self.next()
             {
                 let (result, data) = self.carry_out(request);
                 self.disk.in_flight.fetch_sub(1, Ordering::SeqCst);

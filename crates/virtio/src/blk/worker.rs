@@ -561,3 +561,11 @@ fn used_ring_len(queue: &Queue) -> u64 {
 #[cfg(test)]
 #[path = "worker_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "worker_dirty_test.rs"]
+mod dirty_tests;
+
+#[cfg(test)]
+#[path = "worker_inflight_test.rs"]
+mod inflight_tests;
