@@ -145,3 +145,25 @@ same_files() {
 }
 
 base64_of() { base64 -w0 <<<"$1"; }
+
+# What a guest does whose disk is looked at afterwards: writes files large and small, flushes, gives some of it back, sums what is there.
+# shellcheck disable=SC2034
+guest_writes='mkdir /root/written; cd /root/written
+head -c 16000000 /dev/urandom >large
+for i in $(seq 100); do head -c $((i * 331)) /dev/urandom >small.$i; done
+sync
+rm small.5? /usr/bin/fio; fstrim / || true
+sha256sum large small.* >SUMS; sync
+echo "written: $(sha256sum <SUMS)"'
+
+# left_files TITLE DIR/NAME IMAGE FORMAT: what that (guest_writes) has left in the image; the console is DIR/NAME's.
+left_files() {
+    local title=$1 name=$2 image=$3 format=$4 back=$2.back sums
+    check "$title: qemu-img check" sound "$image" "$format"
+    check "$title: QEMU reads it" as_raw "$image" "$format" "$back.raw"
+    check "$title: ext4 is clean" clean_ext4 "$back.raw"
+    check "$title: what the guest wrote is there" same_files "$back.raw" /root/written "$back"
+    sums=$(sha256sum 2>/dev/null <"$back/written/SUMS" | cut -c1-64)
+    check "$title: and is what the guest summed" said "$name" "^written: ${sums:-none} "
+    rm -rf "$back" "$back.raw" "$back.log"
+}

@@ -22,3 +22,19 @@ choose_world() {
         ;;
     esac
 }
+
+# Waits until fewer emulated machines run than there are processors, and holds a place among them for as long as this script
+# lives, or until it closes descriptor 4 (what it starts in the background should not inherit it).
+take_place() {
+    local place said=false
+    mkdir -p "$CACHE/world"
+    while :; do
+        for place in $(seq "$(nproc)"); do
+            exec 4>"$CACHE/world/place.$place"
+            if flock -n 4; then return; fi
+        done
+        $said || say "as many emulated machines as processors run already; waiting for one to end"
+        said=true
+        sleep 1
+    done
+}
