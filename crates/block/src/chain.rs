@@ -12,7 +12,7 @@ use cowhand_qcow2::{CreateParams, Header};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{File, FileKind, OpenMode, Role, Storage};
-use crate::journal::Survival;
+use crate::journal::{Left, Survival};
 use crate::locks::lock;
 use crate::node::Node;
 use crate::options::{NodeOptions, OptionsError, Surroundings};
@@ -28,8 +28,12 @@ use crate::spec::{Backing, Cache, DiskSpec, Format};
 use crate::sync::Arc;
 use crate::tuning::Tuning;
 
+mod left;
+mod look;
 mod names;
 
+use self::left::{is_synchronous, left};
+pub(crate) use self::look::{Top, look};
 use self::names::allowed;
 pub(crate) use self::names::{directory_of, named_file, referenced_path};
 
@@ -134,6 +138,10 @@ pub(crate) async fn open_over(
         let message = "the image below it has changed meanwhile";
         return Err(Error::new(ErrorKind::Invalid, message).at_path(&spec.path));
     }
+    let mut left = left(spec, policy)?;
+    if let (Some(left), Some(top)) = (&left, layers.first()) {
+        left.check(top.file.traits().identity, &spec.path)?;
+    }
     let mut known: Vec<_> = layers.iter().map(|layer| layer.file.traits().identity).collect();
     let open_already = std::iter::successors(base.map(|base| &**base), |node| node.backing().map(|node| &**node));
     known.extend(open_already.flat_map(|node| [node.file(), node.data_file()]).map(|file| file.traits().identity));
@@ -149,11 +157,13 @@ pub(crate) async fn open_over(
             tuning: described.map(|spec| spec.tuning).unwrap_or_default(),
             discard_no_unref: spec.discard_no_unref,
             resolve: is_top,
+            synchronous: is_synchronous(policy),
         };
         let how = How { write: options.writable, spec, policy };
         let external = data_file(queue, &layer, &mut files, described, (how, Locks::Taken)).await?;
         let links = (node.take(), external);
-        node = Some(Arc::new(connect(queue, layer, links, options).await?));
+        let left = left.take_if(|_| is_top);
+        node = Some(Arc::new(connect(queue, layer, links, options, left).await?));
     }
     let node = node.ok_or_else(|| Error::new(ErrorKind::Invalid, "a disk without layers"))?;
     if spec.ephemeral { overlay(queue, node, spec, policy).await } else { Ok(node) }
@@ -213,55 +223,6 @@ async fn open_layers<'a>(
     Ok(opened)
 }
 
-/// What the topmost layer of a disk looks like.
-pub(crate) struct Top {
-    /// The virtual size in bytes, a multiple of 512.
-    pub(crate) size: u64,
-    /// See [`Node::granularity`].
-    pub(crate) granularity: u32,
-    /// What operations on its data must be multiples of.
-    pub(crate) align: u32,
-}
-
-/// Looks at the headers of a disk's layers, and locks nothing.
-pub(crate) async fn look(queue: &Rc<Queue>, spec: &DiskSpec, policy: &OpenPolicy) -> Result<Top> {
-    let writable = !spec.readonly && !spec.ephemeral;
-    let Layers { layers, described, .. } = open_layers(queue, spec, policy, None, Locks::Left).await?;
-    let known = layers.iter().map(|layer| layer.file.traits().identity).collect();
-    let mut files = Files { known, written: writable };
-    let mut top = Top { size: 0, granularity: 0, align: 1 };
-    for (at, layer) in layers.iter().enumerate().rev() {
-        let described = described.get(at).and_then(Option::as_deref);
-        let write = writable && at == 0;
-        let how = How { write, spec, policy };
-        let external = data_file(queue, layer, &mut files, described, (how, Locks::Left)).await?;
-        top = match &layer.image {
-            Unconnected::Raw(unfinished) => {
-                let raw = RawImage::new(layer.file.clone(), &layer.path, *unfinished, write, false)?;
-                Top { size: raw.size, granularity: RawImage::GRANULARITY, align: layer.file.traits().align }
-            }
-            Unconnected::Qcow2(opening) => {
-                let tuning = described.map(|spec| spec.tuning).unwrap_or_default();
-                let discard_no_unref = spec.discard_no_unref;
-                let options = ImageOptions { writable: write, tuning, discard_no_unref, ..ImageOptions::default() };
-                opening.check_openable(options, layer.secret.is_some())?;
-                let data = external.as_ref().map_or(&layer.file, |external| &external.file);
-                let header = opening.parsed();
-                Top {
-                    size: header.size.next_multiple_of(512),
-                    granularity: header.geometry().cluster_bits.size() as u32,
-                    align: data.traits().align,
-                }
-            }
-        };
-    }
-    if spec.ephemeral {
-        let granularity = CreateParams::new(top.size).cluster_bits.size() as u32;
-        top = Top { granularity, align: 1, ..top };
-    }
-    Ok(top)
-}
-
 /// The disk's secret, if it has one.
 pub(crate) fn secret(spec: &DiskSpec, policy: &OpenPolicy) -> Result<Option<Secret>> {
     let Some(source) = &spec.secret else { return Ok(None) };
@@ -299,6 +260,7 @@ pub(crate) async fn open_overlay(
         tuning: Tuning::default(),
         discard_no_unref: spec.discard_no_unref,
         resolve: true,
+        synchronous: is_synchronous(policy),
     };
     opening.finish(queue, (None, external), secret(spec, policy)?.as_ref(), options).await
 }
@@ -315,16 +277,21 @@ async fn connect(
     layer: Layer,
     links: (Option<Arc<Node>>, Option<DataFile>),
     options: ImageOptions,
+    left: Option<Left>,
 ) -> Result<Node> {
     match layer.image {
         Unconnected::Raw(unfinished) => {
+            if left.is_some_and(|left| !left.records.is_empty()) {
+                let message = "the memory that is to survive the process is damaged: a raw disk needs no records";
+                return Err(Error::new(ErrorKind::Refused, message).at_path(&layer.path));
+            }
             let ImageOptions { writable, no_flush, .. } = options;
             let mut raw = RawImage::new(layer.file, &layer.path, unfinished, writable, no_flush)?;
             raw.guessed = layer.guessed;
             Ok(Node::Raw(raw))
         }
         Unconnected::Qcow2(opening) => {
-            let image = opening.finish(queue, links, layer.secret.as_ref(), options).await?;
+            let image = opening.finish_after(queue, links, layer.secret.as_ref(), options, left).await?;
             Ok(Node::Qcow2(Box::new(image)))
         }
     }
@@ -413,6 +380,7 @@ async fn overlay(queue: &Rc<Queue>, node: Arc<Node>, spec: &DiskSpec, policy: &O
         tuning: Tuning::default(),
         discard_no_unref: spec.discard_no_unref,
         resolve: true,
+        synchronous: false,
     };
     let opening = Opening::header(queue, file, &path).await?;
     let image: Image = opening.finish(queue, (Some(node), None), None, options).await?;

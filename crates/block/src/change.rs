@@ -312,6 +312,8 @@ impl Disk {
         };
         image.watched(queue, image.finish(queue)).await?;
         closed.begin();
+        // Whatever the change does is not acknowledged before it is in the file, and the journal is empty.
+        image.detach();
         let worked = image.watched(queue, work(image)).await;
         // What is not written of the counts leaks, whether the change succeeded or not.
         let finished = image.finish(queue).await;
@@ -328,6 +330,9 @@ impl Disk {
         let reloaded: Result<Image> = reloaded.await;
         match reloaded {
             Ok(image) => {
+                if let Some(journal) = self.journal() {
+                    image.attach(journal.ring());
+                }
                 self.replace(Arc::new(Node::Qcow2(Box::new(image))));
                 closed.finish();
                 worked

@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::grace::{Grace, Ticket};
 use crate::hooks::Hooks;
 use crate::io::{Driver, Storage, is_zero, segs_len};
+use crate::journal::{Journal, Survival};
 use crate::node::Node;
 use crate::qcow2::Zeros;
 use crate::queue::Queue;
@@ -73,6 +74,8 @@ pub struct Disk {
     changes: AsyncMutex,
     /// The sectors that are being written by those who write bytes ([`crate::bytes`]).
     byte_writers: RangeLocks,
+    /// Where changes are noted that are not in the topmost file yet.
+    journal: Option<Journal>,
     queues: AtomicUsize,
     closed: AtomicBool,
 }
@@ -111,7 +114,17 @@ impl Disk {
     async fn of_node(queue: &Rc<Queue>, node: Arc<Node>, spec: &DiskSpec, policy: &OpenPolicy) -> Result<Arc<Self>> {
         check_size(spec, node.size())?;
         node.begin_writing(queue).await?;
+        let journal = match &policy.survival {
+            Survival::Journal(words) if !spec.readonly => Some(Journal::new(words, &spec.path)?),
+            _ => None,
+        };
+        if let Some(journal) = &journal {
+            // All that was left is in the file.
+            journal.start(node.file().traits().identity);
+            node.attach(journal.ring());
+        }
         Ok(Arc::new(Self {
+            journal,
             spec: spec.clone(),
             policy: policy.clone(),
             grace: node.grace().cloned().unwrap_or_default(),
@@ -152,6 +165,10 @@ impl Disk {
 
     pub(crate) fn grace(&self) -> &Arc<Grace> {
         &self.grace
+    }
+
+    pub(crate) fn journal(&self) -> Option<&Journal> {
+        self.journal.as_ref()
     }
 
     pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
@@ -295,6 +312,9 @@ impl Disk {
             async move { if let Some(error) = broken { Err(error) } else { node.finish(&queue).await } }
         };
         let mut result = block_on(&queue, task);
+        if let (Some(journal), Ok(())) = (&self.journal, &result) {
+            journal.end();
+        }
         self.closed.store(true, Ordering::SeqCst);
         let layers = std::iter::successors(Some(&node), |node| node.backing());
         for file in layers.flat_map(|node| [node.data_file(), node.file()]) {
@@ -371,6 +391,11 @@ impl Disk {
 
     /// Serves a request, which has entered.
     async fn serve(&self, node: &Node, queue: &Rc<Queue>, request: &Request) -> Result<()> {
+        self.carry_out(node, queue, request).await?;
+        if request.written().is_some() { node.settle_changes(queue).await } else { Ok(()) }
+    }
+
+    async fn carry_out(&self, node: &Node, queue: &Rc<Queue>, request: &Request) -> Result<()> {
         match request {
             Request::Read { offset, data } => node.read(queue, *offset, data).await,
             Request::Write { offset, data } if !self.spec.compress => {

@@ -232,10 +232,13 @@ impl Ring {
             head = (head + 1) % self.region.capacity;
         }
         // Not before: what the ring holds is whole.
-        self.head = head;
-        if !Mutation::RecordAfterAcknowledgement.is_on() {
+        if Mutation::RecordAfterAcknowledgement.is_on() {
             self.tell();
+            self.head = head;
+            return;
         }
+        self.head = head;
+        self.tell();
     }
 
     /// Where the next record goes.

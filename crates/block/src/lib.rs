@@ -20,7 +20,6 @@ mod inspect;
 pub mod io;
 pub mod jobs;
 mod join;
-#[cfg_attr(not(test), expect(dead_code, reason = "the images do not write it yet"))]
 mod journal;
 #[cfg(test)]
 mod live_test;

@@ -57,6 +57,18 @@ pub(crate) enum Mutation {
     RefblockFreedFirst,
     /// The journal tells of a record only with the next one.
     RecordAfterAcknowledgement,
+    /// A commit takes records out of the journal before it has written what they say.
+    TailAdvancedEarly,
+    /// A replay publishes what the journal says, and leaves the refcounts as they are.
+    ReplayWithoutRefcounts,
+    /// A replay gives out clusters that the journal names, where the file does not count them yet.
+    NamedGivenOut,
+    /// A replay frees what leaked first, and then sees whether the journal fits the image.
+    LeaksBeforeReplay,
+    /// Without a journal a request is answered when the mapping has changed in memory.
+    AnswerBeforeMapping,
+    /// Without a journal a cluster is written in place that the file's mapping does not have yet, and that is answered at once.
+    UnsettledPlaceWritten,
     /// A reader of a cached slice does not look at its tag again.
     TagLookedAtOnce,
     /// The two words of an extended entry change while their slice's tag names it.

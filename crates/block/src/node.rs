@@ -6,6 +6,7 @@ use std::rc::Rc;
 use crate::error::Result;
 use crate::grace::Grace;
 use crate::io::{File, IoSeg};
+use crate::journal::Ring;
 use crate::qcow2::{Image, Zeros};
 use crate::queue::Queue;
 use crate::raw::RawImage;
@@ -188,6 +189,28 @@ impl Node {
             Self::Raw(raw) => Self::Raw(raw.lowered()),
             Self::Qcow2(image) => Self::Qcow2(Box::new(image.lowered(queue, metadata_cache).await?)),
         })
+    }
+
+    /// Waits until the mapping is in the file that a request has changed, or found, if such requests are to wait.
+    pub(crate) async fn settle_changes(&self, queue: &Rc<Queue>) -> Result<()> {
+        match self {
+            Self::Raw(_) => Ok(()),
+            Self::Qcow2(image) => image.watched(queue, image.settle_changes(queue)).await,
+        }
+    }
+
+    /// Notes changes of the mapping there from now on, if there is one.
+    pub(crate) fn attach(&self, ring: Ring) {
+        if let Self::Qcow2(image) = self {
+            image.attach(ring);
+        }
+    }
+
+    /// Notes no changes of the mapping any more.
+    pub(crate) fn detach(&self) {
+        if let Self::Qcow2(image) = self {
+            image.detach();
+        }
     }
 
     /// Writes everything, for the last time.

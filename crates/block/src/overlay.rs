@@ -370,10 +370,20 @@ async fn switch(queue: &Rc<Queue>, prepared: &mut [Prepared<'_>], note: impl FnO
         }
         tops.push(top);
     }
+    for Prepared { disk, image, .. } in &*prepared {
+        if let (Some(journal), Some(image)) = (disk.journal(), image) {
+            journal.announce(image.file().traits().identity);
+        }
+    }
     note()?;
     // From here on nothing can fail.
     for (Prepared { disk, image, .. }, top) in prepared.iter_mut().zip(&tops) {
         if let Some(image) = image.take() {
+            if let Some(journal) = disk.journal() {
+                top.detach();
+                journal.switch(image.file().traits().identity);
+                image.attach(journal.ring());
+            }
             disk.replace(Arc::new(Node::Qcow2(Box::new(image))));
         }
         // They are the old image's, and say what was changed in it up to now.

@@ -10,6 +10,7 @@
 mod bitmap_test;
 mod check_test;
 mod compress_test;
+mod death_test;
 mod depth_test;
 mod dirty_test;
 mod discard_test;

@@ -24,9 +24,10 @@ use super::filling::marked;
 use super::layout::Structure;
 use super::refcounts::RefcountWrites;
 use super::slices::Slice;
-use super::{HeaderState, Image};
+use super::{HeaderState, Image, Meta};
 use crate::error::Result;
 use crate::io::{Barrier, Buffer};
+use crate::journal::Ring;
 use crate::mutation::Mutation;
 use crate::queue::Queue;
 use crate::sync::Ordering;
@@ -52,6 +53,9 @@ struct Snapshot {
     /// L1 entries by index and time of change.
     l1_changes: Vec<(usize, u64)>,
     dropped: Vec<std::ops::Range<u64>>,
+    /// The moment, and where in the journal it is.
+    clock: u64,
+    mark: Option<u32>,
 }
 
 struct NewTableWrite {
@@ -64,6 +68,15 @@ struct NewTableWrite {
 impl Snapshot {
     fn changes_mapping(&self) -> bool {
         !self.slices.is_empty() || !self.l1.is_empty()
+    }
+}
+
+impl Meta {
+    /// What was noted up to this moment is in the file.
+    fn forget_noted(&mut self, snapshot: &Snapshot) {
+        if let (Some(ring), Some(mark)) = (&mut self.journal, snapshot.mark) {
+            ring.forget(mark);
+        }
     }
 }
 
@@ -87,9 +100,17 @@ impl Image {
         }
         self.flushes.check(&self.path)?;
         let snapshot = self.snapshot()?;
+        if Mutation::TailAdvancedEarly.is_on() {
+            self.meta.lock().forget_noted(&snapshot);
+        }
         let durable = self.write_snapshot(queue, &snapshot, until).await?;
         {
             let mut meta = self.meta.lock();
+            // Before anything can be used again that the records say is not.
+            if !Mutation::TailAdvancedEarly.is_on() {
+                meta.forget_noted(&snapshot);
+            }
+            self.saved.store(snapshot.clock, Ordering::SeqCst);
             if !snapshot.dropped.is_empty() {
                 let stamp = self.grace.stamp();
                 let written = snapshot.dropped.len();
@@ -154,6 +175,8 @@ impl Image {
             l1: self.l1_sectors(&l1_changes),
             l1_changes,
             dropped: meta.dropped.clone(),
+            clock: meta.clock,
+            mark: meta.journal.as_ref().map(Ring::mark),
         })
     }
 

@@ -11,6 +11,7 @@ use super::entry::{Below, Stored};
 use super::slices::Slice;
 use crate::error::{Error, Result};
 use crate::io::File;
+use crate::mutation::Mutation;
 use crate::queue::Queue;
 
 /// How a run of guest data is kept. Runs of `Reserved`, `Data` and `Zero` lie together in the file.
@@ -188,6 +189,10 @@ impl Image {
             Kind::Unallocated(Below::At { layer, place }) if !write => (self.layer(layer)?.data_file(), place),
             _ => return None,
         };
+        // Looked at after the mapping: who sees an entry sees that it is not in the file yet.
+        if write && self.has_unsettled() && !Mutation::UnsettledPlaceWritten.is_on() {
+            return None;
+        }
         let whole = end - offset >= len || self.extend(offset, len, (kind, end), View::Reader).ok()?.len == len;
         whole.then_some(found)
     }

@@ -7,6 +7,7 @@
 //! compressed clusters by means of [`codec`]; [`layout`] keeps guest data off the metadata, [`owners`] metadata off other
 //! metadata, and [`corrupt`] is what follows when they find something;
 //! [`open`] validates an image ([`dirty`]: one that was not closed) and [`create`] makes one; [`check`] finds and repairs damage.
+//! [`survive`] is about the death of the process: [`record`] notes what changes in the journal, [`replay`] takes over what one has left.
 //! [`filling`] keeps an image from looking whole before it is. [`bitmaps`] keep the persistent dirty bitmaps.
 //! [`snapshot`] and [`resize`] (with [`prealloc`]) change an image as a whole, alone with it: they work on the file by means of
 //! [`tree`], [`run`], [`unused_blocks`] and [`snapshot_table`], and then it is read again ([`reload`]); so do [`empty`], [`version`]
@@ -47,9 +48,11 @@ mod owners;
 mod prealloc;
 mod publish;
 mod read;
+mod record;
 mod refcount_width;
 mod refcounts;
 mod reload;
+mod replay;
 mod resize;
 mod resolve;
 mod run;
@@ -58,6 +61,7 @@ pub(crate) mod snapshot;
 pub(crate) mod snapshot_table;
 mod space;
 mod status;
+mod survive;
 mod tree;
 mod unused_blocks;
 mod version;
@@ -86,6 +90,7 @@ use crate::error::{Error, ErrorKind};
 use crate::flush::Flushes;
 use crate::grace::Grace;
 use crate::io::File;
+use crate::journal::Ring;
 use crate::node::Node;
 use crate::sync::{Arc, AsyncMutex, AtomicBool, AtomicU64, Mutex, OnceLock, Ordering, RangeLocks};
 
@@ -110,6 +115,8 @@ struct Meta {
     dropped: Vec<Range<u64>>,
     /// References that the file's mapping has dropped too, waiting for the requests of their time to end.
     retired: Vec<(u64, Vec<Range<u64>>)>,
+    /// Where changes of the mapping are noted that are not in the file yet.
+    journal: Option<Ring>,
 }
 
 /// An L2 table that is not in the file yet.
@@ -183,6 +190,9 @@ pub(crate) struct Image {
     refblock_loads: AsyncMutex,
     /// Counts finished commits: of several flushes that wait, one commits for all.
     commits: AtomicU64,
+    /// When the mapping changed last, by the metadata's clock, and until when it is in the file.
+    changed: AtomicU64,
+    saved: AtomicU64,
     grace: Arc<Grace>,
     /// The enabled dirty bitmaps.
     live: Live,

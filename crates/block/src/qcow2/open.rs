@@ -22,6 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::flush::Flushes;
 use crate::grace::Grace;
 use crate::io::{Barrier, File, Role};
+use crate::journal::Left;
 use crate::node::Node;
 use crate::queue::Queue;
 use crate::secret::Secret;
@@ -46,6 +47,8 @@ pub(crate) struct ImageOptions {
     pub(crate) discard_no_unref: bool,
     /// It is the topmost of its chain: its slices say where the layers below have what it has not.
     pub(crate) resolve: bool,
+    /// Who changed the mapping, or wrote to what has changed, waits until that is in the file.
+    pub(crate) synchronous: bool,
 }
 
 /// An image whose header has been read, not yet connected with its backing file.
@@ -185,10 +188,26 @@ impl Opening {
         secret: Option<&Secret>,
         options: ImageOptions,
     ) -> Result<Image> {
+        self.finish_after(queue, (backing, external), secret, options, None).await
+    }
+
+    /// The same of an image that a process has left so when it died.
+    pub(crate) async fn finish_after(
+        self,
+        queue: &Rc<Queue>,
+        (backing, external): (Option<Arc<Node>>, Option<DataFile>),
+        secret: Option<&Secret>,
+        options: ImageOptions,
+        left: Option<Left>,
+    ) -> Result<Image> {
         self.check_features(options)?;
         let options = self.tuned(options)?;
         let cipher = self.cipher(queue, secret).await?.map(Arc::new);
-        let opening = if options.writable { self.cleaned(queue).await? } else { self };
+        let opening = match left.filter(|_| options.writable) {
+            Some(left) => self.replayed(queue, left, external.as_ref(), options).await?,
+            None if options.writable => self.cleaned(queue).await?,
+            None => self,
+        };
         let size = opening.header.size;
         let mut image = opening.finish_as(queue, (backing, external), cipher, options, size).await?;
         image.live = image.load_live(queue).await?;
@@ -267,6 +286,7 @@ impl Opening {
             loading: Default::default(),
             dropped: Vec::new(),
             retired: Vec::new(),
+            journal: None,
         };
         let below = std::iter::successors(backing.clone().filter(|_| options.resolve), |node| node.backing().cloned());
         let below = below.collect();
@@ -298,6 +318,8 @@ impl Opening {
             commit_lock: Default::default(),
             refblock_loads: Default::default(),
             commits: AtomicU64::new(0),
+            changed: AtomicU64::new(0),
+            saved: AtomicU64::new(0),
             grace: Arc::new(Grace::default()),
             live: Live::new(),
             joining: Default::default(),

@@ -4,8 +4,10 @@ use std::rc::Rc;
 
 use cowhand_qcow2::{FormatError, GuestOffset, HostOffset, L1Entry, L2Kind};
 
+use super::commit::Until;
 use super::entry::Stored;
 use super::layout::Structure;
+use super::record::records;
 use super::{Image, NewTable};
 use crate::error::{Error, Result};
 use crate::queue::Queue;
@@ -61,30 +63,46 @@ impl Image {
                 self.load(queue, slice).await.map_err(|error| Unpublished { done, error })?;
             }
             let published = self.publish_in_slice(at, count - done, |i, old| change(done + i, old));
-            done += published.map_err(|error| Unpublished { done, error })?;
+            match published.map_err(|error| Unpublished { done, error })? {
+                Some(published) => done += published,
+                // What is in the journal comes into the file, and makes room.
+                None => self.commit(queue, Until::Mapping).await.map_err(|error| Unpublished { done, error })?,
+            }
         }
         Ok(())
     }
 
-    /// The part of [`publish`](Self::publish) that lies in one slice, all of it or (with an error) nothing; how many entries that
-    /// were (0: the slice is gone again).
+    /// The part of [`publish`](Self::publish) that lies in one slice, or of that what the journal has room for; how many entries that were
+    /// (0: the slice is gone again; with an error nothing is changed). None if the journal is full.
     fn publish_in_slice(
         &self,
         offset: u64,
         count: u64,
         change: impl Fn(u64, Stored) -> std::result::Result<Stored, FormatError>,
-    ) -> Result<u64> {
+    ) -> Result<Option<u64>> {
         let (slice, index) = self.slice_of(offset);
         let mut meta = self.meta.lock();
-        let Some(cached) = self.slices.entries(slice) else { return Ok(0) };
+        let Some(cached) = self.slices.entries(slice) else { return Ok(Some(0)) };
         let changes = cached.skip(index).zip(0..count).map(|(old, i)| {
             let old = old.on_disk();
             let new = change(i, old)?;
             Ok((old.decode(&self.geometry)?.0, new.decode(&self.geometry)?.0, new))
         });
         let changes: std::result::Result<Vec<_>, FormatError> = changes.collect();
-        let changes = changes.map_err(|e| self.format_error(&e))?;
+        let mut changes = changes.map_err(|e| self.format_error(&e))?;
+        if let Some(ring) = &mut meta.journal {
+            let first = self.geometry.cluster_bits.index_of(offset);
+            let entries = changes.iter().map(|&(_, new, stored)| (stored, new));
+            let (records, noted) = records(&self.geometry, first, entries, ring.room());
+            if noted == 0 {
+                return Ok(None);
+            }
+            // Before anybody can see the entries, and so before anybody can be told.
+            ring.append(&records);
+            changes.truncate(noted);
+        }
         let now = meta.tick();
+        self.changed.store(now, Ordering::SeqCst);
         for (i, &(old, new, stored)) in changes.iter().enumerate() {
             self.slices.store(slice, index + i, stored);
             match old {
@@ -98,7 +116,7 @@ impl Image {
             }
         }
         meta.dirty_slices.insert(slice, now);
-        Ok(changes.len() as u64)
+        Ok(Some(changes.len() as u64))
     }
 }
 
@@ -114,7 +132,7 @@ impl From<Unpublished> for Error {
     }
 }
 
-fn host_of(kind: L2Kind) -> Option<HostOffset> {
+pub(super) fn host_of(kind: L2Kind) -> Option<HostOffset> {
     match kind {
         L2Kind::Data { host, .. } => Some(host),
         L2Kind::Zero { host, .. } => host,

@@ -91,6 +91,8 @@ pub(super) struct Refcounts {
     block_places: HashSet<u64>,
     /// Clusters that are not to be given out for now.
     held: Range<u64>,
+    /// What a journal names, in ascending order: in use, whatever the counts say.
+    named: Vec<Range<u64>>,
     /// The file cannot grow past this many clusters.
     limit: u64,
     max_blocks: usize,
@@ -128,6 +130,7 @@ impl Refcounts {
             reserved,
             block_places,
             held: 0..0,
+            named: Vec::new(),
             limit: limit.map_or(CLUSTER_END >> bits.bits(), |bytes| bytes >> bits.bits()),
             max_blocks: usize::try_from(budget >> bits.bits()).unwrap_or(usize::MAX).max(4),
             clock: 0,
@@ -210,7 +213,8 @@ impl Refcounts {
         let kept = self.quarantine.contains(&cluster)
             || self.block_places.contains(&cluster)
             || self.held.contains(&cluster)
-            || self.reserved.contains(cluster);
+            || self.reserved.contains(cluster)
+            || self.is_named(cluster);
         if kept {
             return Ok(false);
         }
@@ -316,6 +320,27 @@ impl Refcounts {
     pub(super) fn hold(&mut self, clusters: Range<u64>) {
         self.fresh = self.fresh.max(clusters.end);
         self.held = clusters;
+    }
+
+    /// These clusters, ranges in ascending order that do not overlap, are never given out from now on.
+    pub(super) fn name(&mut self, clusters: Vec<Range<u64>>) {
+        self.named = clusters;
+    }
+
+    fn is_named(&self, cluster: u64) -> bool {
+        let at = self.named.partition_point(|range| range.end <= cluster);
+        self.named.get(at).is_some_and(|range| range.start <= cluster)
+    }
+
+    /// Sees to it that a cluster has so many references at least. There is a block that counts it.
+    pub(super) fn raise(&mut self, cluster: u64, references: u64, now: u64) -> Result<(), Need> {
+        if self.get(cluster)? == 0 && references > 0 {
+            self.put(cluster, 1, now)?;
+        }
+        while self.get(cluster)? < references {
+            self.reference(cluster, now)?;
+        }
+        Ok(())
     }
 
     /// A held cluster has one reference from now on.

@@ -65,7 +65,7 @@ impl Image {
     }
 
     /// Sees to it that there is a refcount block for each cluster of the run.
-    async fn make_blocks(&self, queue: &Rc<Queue>, run: &Range<u64>) -> Result<()> {
+    pub(super) async fn make_blocks(&self, queue: &Rc<Queue>, run: &Range<u64>) -> Result<()> {
         let per_block = self.geometry.refcount_block_entries();
         for index in run.start / per_block..=(run.end - 1) / per_block {
             while !self.meta.lock().refcounts.has_block(index) {

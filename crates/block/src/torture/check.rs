@@ -19,6 +19,22 @@ pub(super) fn check_shared(image: &[u8], shared: &[u64]) -> Result<u64, String> 
     Look::new(image)?.check(shared)
 }
 
+/// How many clusters of a sound image are counted more often than they are referred to.
+pub(super) fn leaks(image: &[u8]) -> Result<u64, String> {
+    let look = Look::new(image)?;
+    look.check(&[])?;
+    let (references, blocks) = look.references(&[])?;
+    let clusters = look.geometry.cluster_bits.clusters_for(image.len() as u64);
+    let per_block = look.geometry.refcount_block_entries();
+    let end = blocks.keys().next_back().map_or(0, |index| (index + 1) * per_block).min(clusters);
+    let mut leaks = 0;
+    for cluster in 0..end {
+        let used = references.counts.get(&cluster).copied().unwrap_or(0);
+        leaks += u64::from(look.counted(&blocks, cluster)? > used);
+    }
+    Ok(leaks)
+}
+
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
@@ -76,6 +92,24 @@ impl<'a> Look<'a> {
 
     /// How many compressed clusters a sound image has.
     fn check(&self, shared: &[u64]) -> Result<u64, String> {
+        let (references, blocks) = self.references(shared)?;
+        for (&index, &used) in &references.counts {
+            let counted = self.counted(&blocks, index)?;
+            if counted < used {
+                return Err(format!("cluster {index:#x} has refcount {counted}, but {used} references"));
+            }
+        }
+        for (index, what) in references.exclusive {
+            let used = references.counts[&index];
+            if used != 1 {
+                return Err(format!("cluster {index:#x} ({what}) is marked COPIED with {used} references"));
+            }
+        }
+        Ok(references.compressed)
+    }
+
+    /// What refers to which cluster, and where the refcount blocks are.
+    fn references(&self, shared: &[u64]) -> Result<(References, BTreeMap<u64, u64>), String> {
         let (header, bits) = (&self.header, self.geometry.cluster_bits);
         let mut references = References::default();
         references.add(&self.geometry, 0, 1);
@@ -101,19 +135,7 @@ impl<'a> Look<'a> {
         for (offset, len) in super::bitmaps::places(self.image, header)? {
             references.add(&self.geometry, offset, len);
         }
-        for (&index, &used) in &references.counts {
-            let counted = self.counted(&blocks, index)?;
-            if counted < used {
-                return Err(format!("cluster {index:#x} has refcount {counted}, but {used} references"));
-            }
-        }
-        for (index, what) in references.exclusive {
-            let used = references.counts[&index];
-            if used != 1 {
-                return Err(format!("cluster {index:#x} ({what}) is marked COPIED with {used} references"));
-            }
-        }
-        Ok(references.compressed)
+        Ok((references, blocks))
     }
 
     fn counted(&self, blocks: &BTreeMap<u64, u64>, index: u64) -> Result<u64, String> {
@@ -154,6 +176,8 @@ impl<'a> Look<'a> {
                     SubclusterBitmap::from_raw(self.number(at + 8)).validate(&kind).map_err(error)?;
                 }
                 match kind {
+                    // What lies in a file of its own has no counts.
+                    _ if self.geometry.has_data_file => {}
                     L2Kind::Data { host, copied } | L2Kind::Zero { host: Some(host), copied } => {
                         references.add(&self.geometry, host.get(), bits.size());
                         if copied && active {

@@ -6,6 +6,7 @@
 
 mod bitmaps;
 mod check;
+mod death;
 mod follow;
 mod freeze;
 mod model;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use cowhand_qcow2::{ClusterBits, Compression, CreateParams};
 
+use self::death::Survives;
 use self::follow::{Copier, Mirror};
 use self::freeze::Frozen;
 use self::model::Model;
@@ -25,6 +27,7 @@ use crate::chain::OpenPolicy;
 use crate::disk::{Disk, DiskQueue, block_on};
 use crate::io::sim::{Faults, Rng, World};
 use crate::io::{Barrier, Buffer, Storage};
+use crate::journal::SharedWords;
 use crate::mutation::Mutation;
 use crate::qcow2::create;
 use crate::queue::Queue;
@@ -37,8 +40,14 @@ pub(crate) fn assert_sound(image: &[u8]) {
     check::check(image).unwrap();
 }
 
+/// Panics if an image is not sound, or clusters of it are counted that nothing refers to.
+pub(crate) fn assert_unleaked(image: &[u8]) {
+    assert_eq!(check::leaks(image), Ok(0));
+}
+
 const IMAGE: &str = "/disk.qcow2";
 const BASE: &str = "/base.img";
+const DATA: &str = "/data.img";
 
 /// What is wrong with the engine while a guest plays, to see whether a seed notices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +96,8 @@ struct Case {
     filled: u64,
     /// What was written at the start is shared with an internal snapshot.
     snapshot: bool,
+    /// Guest data lies in a file of its own.
+    data_file: bool,
     /// What is discarded keeps its place.
     no_unref: bool,
     /// Snapshots are taken, gone back to and deleted, and the size changes.
@@ -95,6 +106,8 @@ struct Case {
     overlaps: bool,
     faults: Faults,
     defect: Option<Defect>,
+    /// What is to survive when the process dies.
+    survives: Survives,
     /// Lives end with the power, soon after a flush for this reason.
     focus: Option<Barrier>,
 }
@@ -150,7 +163,9 @@ impl Case {
             overlaps: rng.one_in(3),
             faults,
             no_unref: version == 3 && rng.one_in(4),
+            data_file: false,
             defect: None,
+            survives: Survives::Flushed,
             focus,
         }
     }
@@ -187,6 +202,10 @@ struct Play {
     taken: Vec<Taken>,
     /// In this life a change has failed, so that the file does not tell what a power cut would leave.
     uncertain: bool,
+    /// The journal, which outlives the process.
+    words: SharedWords,
+    /// Ends after which a journal was replayed, and changes that were noted in it.
+    replays: (u32, u64),
     /// Compressed clusters that the ends of lives have found.
     compressed: u64,
     ops: u64,
@@ -207,6 +226,8 @@ impl Play {
             base: Vec::new(),
             taken: Vec::new(),
             uncertain: false,
+            words: death::words(&case),
+            replays: (0, 0),
             compressed: 0,
             rng,
             case,
@@ -227,9 +248,20 @@ fn run_traced(
     focus: Option<Barrier>,
     trace: bool,
 ) -> (Result<(), String>, Vec<String>) {
+    run_case(seed, (defect, focus), trace, |_| {})
+}
+
+/// The same of a seed whose case is changed in some way.
+fn run_case(
+    seed: u64,
+    (defect, focus): (Option<Defect>, Option<Barrier>),
+    trace: bool,
+    change: impl FnOnce(&mut Case),
+) -> (Result<(), String>, Vec<String>) {
     let mut rng = Rng::new(seed);
     let mut case = Case::of(&mut rng, focus);
     case.defect = defect;
+    change(&mut case);
     let world = World::new(rng.next_u64());
     if trace {
         world.start_trace();
@@ -273,6 +305,7 @@ impl Play {
             refcount_order: self.case.refcount_order,
             extended_l2: self.case.extended_l2,
             compression: self.case.compression,
+            data_file: self.case.data_file.then(|| DATA.as_bytes().to_vec()),
             ..CreateParams::new(self.case.sectors * 512)
         }
     }
@@ -285,6 +318,9 @@ impl Play {
             self.make_base(sectors)?;
             let format = if self.case.base == Base::Raw { "raw" } else { "qcow2" };
             params.backing = Some((BASE.as_bytes().to_vec(), format.into()));
+        }
+        if self.case.data_file {
+            self.world.put(Path::new(DATA), Vec::new());
         }
         make(&self.world, Path::new(IMAGE), &params)?;
         if self.case.filled > 0 {
@@ -354,7 +390,7 @@ impl Play {
         if self.case.tiny_cache {
             spec.metadata_cache = Some(1);
         }
-        let disk = Disk::open(&spec, &self.policy()).map_err(text)?;
+        let disk = Disk::open(&spec, &self.life_policy()).map_err(text)?;
         self.world.note(|| "a life begins".into());
         if self.case.changes && self.rng.one_in(3) {
             self.mirror = Some(Mirror::new(&disk, 512 << self.rng.below(8))?);
@@ -390,7 +426,7 @@ impl Play {
         // A change that failed, or is not over, leaves open what a power cut would leave: so there is one.
         let failed = self.world.failed_flushes() > failed_before || self.uncertain;
         let quiet = changing.is_some() && self.rng.one_in(4);
-        let end = if failed || self.case.focus.is_some() || (changing.is_some() && !quiet) {
+        let end = if failed || self.case.focus.is_some() || (changing.is_some() && !quiet && !self.is_replayed()) {
             1
         } else if quiet {
             0
@@ -416,14 +452,14 @@ impl Play {
                 self.model.flushed(u64::MAX);
                 self.world.kill_process();
             } else {
-                self.world.cut_power();
+                self.cut_power();
             }
             durable = true;
         } else {
             self.world.set_faults(Faults::default());
             Defect::switch(None, &self.world);
             if end == 1 {
-                self.world.cut_power()
+                self.cut_power()
             } else {
                 self.world.kill_process()
             }
@@ -435,7 +471,10 @@ impl Play {
         self.world.set_faults(Faults::default());
         Defect::switch(None, &self.world);
         if let Some(over) = over {
-            self.settle_overlay(&over, durable)?;
+            self.settle_overlay(&over, durable, end == 2)?;
+        }
+        if end == 2 && self.case.survives != Survives::Flushed {
+            durable = self.survive_death(&spec)?;
         }
         self.inspect(durable)
     }
@@ -560,6 +599,10 @@ mod fault_tests;
 #[cfg(test)]
 #[path = "defect_test.rs"]
 mod defect_tests;
+
+#[cfg(test)]
+#[path = "death_test.rs"]
+mod death_tests;
 
 #[cfg(test)]
 #[path = "play_test.rs"]

@@ -307,6 +307,19 @@ impl Model {
         self.taken.take()
     }
 
+    /// Whether every sector holds what the last request left there that was acknowledged, or one that came later.
+    pub(super) fn check_acknowledged(&self, bytes: &[u8]) -> Result<(), String> {
+        for (sector, found) in bytes.chunks_exact(512).enumerate() {
+            let Some(history) = self.sectors.get(sector) else { continue };
+            let last = history.iter().rposition(|e| e.sure && e.ended.is_some()).unwrap_or(0);
+            if !history[last..].iter().any(|e| sector_bytes(sector as u64, e.tag) == found) {
+                let legal = tags(&history[last..]);
+                return Err(format!("sector {sector} holds {}, acknowledged {legal:?}", shown(found)));
+            }
+        }
+        Ok(())
+    }
+
     /// After an end: every sector holds something legal, and that is what it holds from now on; durably, if the power was cut.
     /// (After a mere death of the process it may lie in the page cache alone, and a later power cut may bring back what came before.)
     pub(super) fn survive(&mut self, bytes: &[u8], durable: bool) -> Result<(), String> {

@@ -61,9 +61,13 @@ impl Play {
     }
 
     /// After an end in the midst: which file is the disk's now.
-    pub(super) fn settle_overlay(&mut self, over: &Over, durable: bool) -> Result<(), String> {
+    pub(super) fn settle_overlay(&mut self, over: &Over, durable: bool, died: bool) -> Result<(), String> {
         if over.noted.borrow().is_some() {
             return self.switched(over);
+        }
+        if died && self.is_replayed() {
+            // The owner, who lives on, has not heard of it.
+            return Ok(());
         }
         let there = self.world.content(&over.path).is_some_and(|bytes| Header::probe(&bytes));
         if there && self.rng.one_in(2) {

@@ -3,7 +3,8 @@
 //! One concern a file: [`refs`] counts references in little memory; [`walk`] goes through all metadata, with [`snapshots`] and [`tables`]
 //! for bitmaps; [`compare`] holds the image's own refcounts against what was found, and changes them; [`copied`] looks at
 //! the COPIED flags; [`repair`] decides what is done in which order, [`mend`] takes structures apart that lie in one
-//! cluster, [`rebuild`] writes all refcounts anew; [`report`] is what is said.
+//! cluster, [`rebuild`] writes all refcounts anew; [`report`] is what is said; [`survey`] is for who takes over
+//! from a process that died.
 //!
 //! Nothing here trusts the image. Each table is read once for a walk, however often it is named, and tables that overlap others are not
 //! read at all, so a walk takes time in proportion to the file. What an entry that means nothing should have referred to is not known; as
@@ -19,6 +20,7 @@ mod refs;
 mod repair;
 pub(crate) mod report;
 mod snapshots;
+pub(super) mod survey;
 mod tables;
 mod walk;
 

@@ -562,6 +562,11 @@ impl References {
         })
     }
 
+    /// Whether guest data refers to the cluster, and nothing else.
+    pub(super) fn is_data(&self, cluster: u64) -> bool {
+        self.slot(cluster).class() == Class::Data as u16
+    }
+
     /// What claims a cluster that cannot be shared, if several do.
     pub(super) fn overlap(&self, cluster: u64) -> Option<Overlap> {
         self.overlaps.get(&cluster).copied()
