@@ -84,6 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
         let options = ExportOptions { id, socket, queues, once: args.once, poll_max: args.poll_max };
         exports.push(Export::new(spec, policy.clone(), options)?);
     }
+    cowhand_vhost_user_blk::sigbus::install()?;
     let ended = Wake::new()?;
     let mut running = Vec::new();
     let mut failure = None;

@@ -10,19 +10,23 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionread};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use vhost::vhost_user::message::FrontendReq;
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 
 use crate::device::Device;
 use crate::served::Served;
+use crate::wake::Wake;
 
 /// Bytes of a message's header: request, flags, size of the payload.
 const HEADER: usize = 12;
 /// The largest payload that is listened to; `vhost` takes none larger.
 const PAYLOAD_MAX: u32 = 4096;
-/// How long the rest of a message may take, and how long a front-end may leave a reply unread.
+/// The most descriptors that come with a message; `vhost` would lose its place in the stream if there were more.
+const DESCRIPTORS: usize = 32;
+/// How long the rest of a message may take, and how long a front-end may leave its replies unread.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why a connection ended.
@@ -49,23 +53,24 @@ pub(crate) struct Connection {
     stream: UnixStream,
     device: Arc<Mutex<Device>>,
     handler: BackendReqHandler<Mutex<Device>>,
-    /// Since when a part of a message has been waiting for the rest.
-    part_since: Option<Instant>,
+    /// Rung when the front-end has taken memory away that is mapped.
+    lost: Wake,
+    /// Since when a part of a message has been waiting for the rest, or a message for room for its reply.
+    waits_since: Option<Instant>,
 }
 
 impl Connection {
     /// # Errors
     /// The system refuses; the disk comes back.
     pub(crate) fn new(stream: UnixStream, device: Device) -> Result<Self, Box<(io::Error, Served)>> {
-        // A front-end that does not read must not keep us for ever.
-        let ready = stream.set_nonblocking(false).and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
-        let handed = match ready.and_then(|()| stream.try_clone()) {
+        let handed = match stream.set_nonblocking(false).and_then(|()| stream.try_clone()) {
             Ok(handed) => handed,
             Err(error) => return Err(Box::new((error, device.end().0))),
         };
+        let lost = device.lost().clone();
         let device = Arc::new(Mutex::new(device));
         let handler = BackendReqHandler::from_stream(handed, device.clone());
-        Ok(Self { stream, device, handler, part_since: None })
+        Ok(Self { stream, device, handler, lost, waits_since: None })
     }
 
     /// The device that it talks to.
@@ -73,9 +78,14 @@ impl Connection {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// When to look again though nothing more came: a part of a message waits.
+    /// What wakes whoever waits for a message when there is another reason to [`handle`](Self::handle).
+    pub(crate) fn lost(&self) -> &Wake {
+        &self.lost
+    }
+
+    /// When to look again though nothing more came: something waits.
     pub(crate) fn look_again(&self) -> Option<Duration> {
-        self.part_since.map(|_| Duration::from_millis(1))
+        self.waits_since.map(|_| Duration::from_millis(1))
     }
 
     /// Handles the next message, if it is there.
@@ -83,16 +93,17 @@ impl Connection {
     /// # Errors
     /// The connection is over.
     pub(crate) fn handle(&mut self) -> Result<(), Ended> {
+        if self.lost.hear() {
+            return Err(Ended::Broken("it has taken away memory that is in use".into()));
+        }
         match self.look_ahead()? {
-            Ahead::Part => {
-                let since = *self.part_since.get_or_insert_with(Instant::now);
-                if since.elapsed() < PATIENCE {
-                    return Ok(());
-                }
-                Err(Ended::Broken("a message broke off".into()))
-            }
+            // Nothing more will come.
+            Ahead::Part if self.is_hung_up() => Err(Ended::Gone),
+            Ahead::Part => self.wait("a message broke off"),
+            // `vhost` would wait without end for room for a reply. Where a little has been read there is room for the largest one.
+            Ahead::Message { .. } if !self.has_room() => self.wait("it does not read its replies"),
             Ahead::Message { brings_channel } => {
-                self.part_since = None;
+                self.waits_since = None;
                 let channel = if brings_channel { self.peek_descriptor()? } else { None };
                 self.handler.handle_request().map_err(|error| match error {
                     VhostError::Disconnected | VhostError::SocketBroken(_) => Ended::Gone,
@@ -106,16 +117,28 @@ impl Connection {
         }
     }
 
+    /// Comes back later, unless that has been going on for too long.
+    fn wait(&mut self, why: &str) -> Result<(), Ended> {
+        let since = *self.waits_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < PATIENCE { Ok(()) } else { Err(Ended::Broken(why.into())) }
+    }
+
     /// Looks at the header that waits, and whether all of its message is there.
     fn look_ahead(&self) -> Result<Ahead, Ended> {
         let mut header = [0; HEADER];
         let mut none = RecvAncillaryBuffer::default();
-        let there = self.peek(&mut header, &mut none)?;
+        let (there, descriptors) = self.peek(&mut header, &mut none)?;
         if there == 0 {
             return Err(Ended::Gone);
         }
         if there < HEADER {
             return Ok(Ahead::Part);
+        }
+        if descriptors {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+            if let (_, true) = self.peek(&mut header, &mut RecvAncillaryBuffer::new(&mut space))? {
+                return Err(Ended::Broken(format!("a message with more than {DESCRIPTORS} descriptors")));
+            }
         }
         let [a, b, c, d, _, _, _, _, size @ ..] = header;
         let (request, size) = (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes(size));
@@ -141,10 +164,11 @@ impl Connection {
         Ok(descriptors.flatten().next())
     }
 
-    fn peek(&self, bytes: &mut [u8], control: &mut RecvAncillaryBuffer<'_>) -> Result<usize, Ended> {
+    /// Copies of what waits: how many bytes, and whether there are more descriptors than there was room for.
+    fn peek(&self, bytes: &mut [u8], control: &mut RecvAncillaryBuffer<'_>) -> Result<(usize, bool), Ended> {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
         match recvmsg(&self.stream, &mut [IoSliceMut::new(bytes)], control, flags) {
-            Ok(received) => Ok(received.bytes),
+            Ok(received) => Ok((received.bytes, received.flags.contains(ReturnFlags::CTRUNC))),
             Err(Errno::CONNRESET) => Err(Ended::Gone),
             Err(error) => Err(broken(error)),
         }
@@ -152,10 +176,18 @@ impl Connection {
 
     /// Whether the front-end has closed its end; what it sent before may still wait.
     pub(crate) fn is_hung_up(&self) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let mut polled = [PollFd::new(&self.stream, PollFlags::empty())];
+        self.is(PollFlags::HUP)
+    }
+
+    /// Whether a reply can be sent without waiting: for a Unix socket when most of its room is free.
+    fn has_room(&self) -> bool {
+        self.is(PollFlags::OUT)
+    }
+
+    fn is(&self, state: PollFlags) -> bool {
+        let mut polled = [PollFd::new(&self.stream, state)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut polled, Some(&now)).is_ok_and(|_| polled[0].revents().contains(PollFlags::HUP))
+        poll(&mut polled, Some(&now)).is_ok_and(|_| polled[0].revents().contains(state))
     }
 
     /// Drains and closes everything; gives the disk back, and why it could not be flushed, if so.

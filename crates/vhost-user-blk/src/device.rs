@@ -26,6 +26,7 @@ use crate::regions::{MAX_REGIONS, Regions};
 use crate::ring::{Addresses, MAX_SIZE, Ring, Start};
 use crate::served::Served;
 use crate::shared::SharedMemory;
+use crate::wake::Wake;
 
 /// VIRTIO_BLK_F_FLUSH, VIRTIO_RING_F_EVENT_IDX.
 const FLUSH: u64 = 1 << 9;
@@ -93,6 +94,8 @@ pub(crate) struct Device {
     // Before all that they work on.
     rings: Vec<Ring>,
     regions: Regions,
+    /// Rung when the front-end has taken memory away that is mapped.
+    lost: Wake,
     inflight: Option<Inflight>,
     log: Option<Arc<PageLog>>,
     front: FrontEnd,
@@ -116,6 +119,7 @@ impl Device {
             },
         )?;
         let rings = (0..options.queues).map(Ring::new).collect::<std::result::Result<_, _>>()?;
+        let lost = Wake::new()?;
         Ok(Self {
             model,
             options,
@@ -123,7 +127,8 @@ impl Device {
             protocol: VhostUserProtocolFeatures::empty(),
             writeback: None,
             rings,
-            regions: Regions::new(),
+            regions: Regions::new(lost.clone()),
+            lost,
             inflight: None,
             log: None,
             front: FrontEnd::default(),
@@ -141,6 +146,11 @@ impl Device {
         }
         let rested = self.disk.rest();
         (self.disk, rested)
+    }
+
+    /// Rung when the front-end has taken memory away that is mapped.
+    pub(crate) fn lost(&self) -> &Wake {
+        &self.lost
     }
 
     /// The channel to the front-end.
@@ -456,7 +466,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         if usize::from(given.num_queues) > self.rings.len() || given.queue_size > MAX_SIZE {
             return Err(Refusal("in-flight records for more rings, or larger ones, than there are".into()).into());
         }
-        let inflight = Inflight::adopt(given, &file).map_err(Refusal::from)?;
+        let inflight = Inflight::adopt(given, &file, &self.lost).map_err(Refusal::from)?;
         if !inflight.is_of(self.disk.instance()) {
             let why = "the guest's disk was a throw-away overlay (ephemeral=on) that died with the process that had it; \
                        this guest cannot go on";
@@ -476,7 +486,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
-        let memory = SharedMemory::map(&file, log.mmap_offset, log.mmap_size);
+        let memory = SharedMemory::map(&file, log.mmap_offset, log.mmap_size, &self.lost);
         let memory = memory.map_err(|error| Refusal(format!("the dirty log: {error}")))?;
         Ok(self.paused(|this| {
             this.log = Some(Arc::new(PageLog::new(Arc::new(memory), log.mmap_size)));

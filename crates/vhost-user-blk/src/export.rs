@@ -258,7 +258,8 @@ impl Serving {
         loop {
             // A part of a message would wake us again and again.
             let look_again = connection.look_again();
-            let mut polled = vec![PollFd::new(&self.wake, PollFlags::IN)];
+            let mut polled =
+                vec![PollFd::new(&self.wake, PollFlags::IN), PollFd::new(connection.lost(), PollFlags::IN)];
             polled.extend(listener.map(|listener| PollFd::new(listener, PollFlags::IN)));
             if look_again.is_none() {
                 polled.push(PollFd::new(&*connection, PollFlags::IN));
@@ -293,9 +294,9 @@ impl Serving {
 }
 
 fn readable(connection: &Connection) -> io::Result<bool> {
-    let mut polled = [PollFd::new(connection, PollFlags::IN)];
+    let mut polled = [PollFd::new(connection, PollFlags::IN), PollFd::new(connection.lost(), PollFlags::IN)];
     poll_for(&mut polled, Some(Duration::ZERO))?;
-    Ok(!polled[0].revents().is_empty())
+    Ok(polled.iter().any(|polled| !polled.revents().is_empty()))
 }
 
 fn poll_for(polled: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::Result<()> {

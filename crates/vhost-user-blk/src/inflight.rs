@@ -20,6 +20,7 @@ use cowhand_virtio::blk::InflightQueue;
 use vhost::vhost_user::message::VhostUserInflight;
 
 use crate::shared::SharedMemory;
+use crate::wake::Wake;
 
 /// "cowhand" and the version of this layout.
 const MAGIC: u64 = u64::from_be_bytes(*b"cowhand\x01");
@@ -84,7 +85,7 @@ impl Inflight {
     ///
     /// # Errors
     /// It is none that [`create`](Self::create) made, as far as can be seen.
-    pub(crate) fn adopt(given: &VhostUserInflight, file: &File) -> io::Result<Self> {
+    pub(crate) fn adopt(given: &VhostUserInflight, file: &File, lost: &Wake) -> io::Result<Self> {
         let wrong = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
         let layout = Layout::new(given.num_queues, given.queue_size);
         if given.mmap_size != layout.bytes() {
@@ -93,7 +94,7 @@ impl Inflight {
         if !SharedMemory::cannot_shrink(file) {
             return wrong("the memory of in-flight records is not the back-end's: it could be shortened");
         }
-        let memory = Arc::new(SharedMemory::map(file, given.mmap_offset, given.mmap_size)?);
+        let memory = Arc::new(SharedMemory::map(file, given.mmap_offset, given.mmap_size, lost)?);
         let this = Self { layout, memory };
         match this.header(0).compare_exchange(0, MAGIC, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) | Err(MAGIC) => Ok(this),

@@ -8,7 +8,8 @@
 //! - `device` answers them; `regions` is the front-end's memory; `ring` is one queue and the worker that serves it;
 //! - `served` is the disk, which is open only while a ring runs;
 //! - `inflight` is the memory that outlives this process: the front-end keeps it and gives it to the next one;
-//! - `front` sends the front-end messages of our own; `shared` maps memory; `wake` wakes an export's thread.
+//! - `front` sends the front-end messages of our own; `shared` maps memory; `wake` wakes an export's thread;
+//! - [`sigbus`] lets the process outlive a front-end that takes its memory away.
 //!
 //! Of rust-vmm this takes `vhost`'s messages (`BackendReqHandler`), and not `vhost-user-backend`: that one has no in-flight records,
 //! takes no connected descriptor, needs a new daemon for each connection, and hides the channel to the front-end. Its public
@@ -27,6 +28,7 @@ mod regions;
 mod ring;
 mod served;
 mod shared;
+pub mod sigbus;
 mod socket;
 mod wake;
 

@@ -6,12 +6,15 @@ use std::fs::File;
 use std::sync::Arc;
 
 use cowhand_virtio::Memory;
+use rustix::fs::{FileType, fstat};
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::{
     Address, FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 
 use crate::device::{Refusal, refuse};
+use crate::sigbus::Guarded;
+use crate::wake::Wake;
 
 /// As many as a front-end may have, one message for each (SET_MEM_TABLE carries fewer).
 pub(crate) const MAX_REGIONS: usize = 509;
@@ -19,6 +22,8 @@ pub(crate) const MAX_REGIONS: usize = 509;
 struct Region {
     /// Where the front-end has it.
     user: u64,
+    /// Before what it guards.
+    _guarded: Guarded,
     mapped: Arc<GuestRegionMmap>,
 }
 
@@ -26,11 +31,14 @@ struct Region {
 pub(crate) struct Regions {
     regions: Vec<Region>,
     memory: Memory,
+    /// Rung when the front-end has taken memory away that is mapped.
+    lost: Wake,
 }
 
 impl Regions {
-    pub(crate) fn new() -> Self {
-        Self { regions: Vec::new(), memory: Memory::new(GuestMemoryMmap::new()) }
+    /// No memory yet. `lost` is rung when the front-end takes memory away that is mapped.
+    pub(crate) fn new(lost: Wake) -> Self {
+        Self { regions: Vec::new(), memory: Memory::new(GuestMemoryMmap::new()), lost }
     }
 
     /// The memory, to be shared with workers; changes show in it.
@@ -51,7 +59,7 @@ impl Regions {
         if self.regions.len() == MAX_REGIONS {
             return refuse(format!("more than {MAX_REGIONS} memory regions"));
         }
-        self.regions.push(map(region, file)?);
+        self.regions.push(map(region, file, &self.lost)?);
         self.publish().inspect_err(|_| drop(self.regions.pop()))
     }
 
@@ -80,7 +88,8 @@ impl Regions {
         if regions.len() != files.len() {
             return refuse(format!("{} memory regions with {} descriptors", regions.len(), files.len()));
         }
-        let new = regions.iter().zip(files).map(|(region, file)| map(region, file)).collect::<Result<_, _>>()?;
+        let new =
+            regions.iter().zip(files).map(|(region, file)| map(region, file, &self.lost)).collect::<Result<_, _>>()?;
         let old = std::mem::replace(&mut self.regions, new);
         self.publish().inspect_err(|_| self.regions = old)
     }
@@ -115,7 +124,7 @@ impl Regions {
     }
 }
 
-fn map(region: &VhostUserMemoryRegion, file: File) -> Result<Region, Refusal> {
+fn map(region: &VhostUserMemoryRegion, file: File, lost: &Wake) -> Result<Region, Refusal> {
     let start = GuestAddress(region.guest_phys_addr);
     let wrong = |error: &dyn std::fmt::Display| Refusal(format!("memory region at {:#x}: {error}", start.0));
     let len = usize::try_from(region.memory_size).map_err(|error| wrong(&error))?;
@@ -123,7 +132,15 @@ fn map(region: &VhostUserMemoryRegion, file: File) -> Result<Region, Refusal> {
     if region.user_addr.checked_add(region.memory_size).is_none() {
         return Err(wrong(&"it ends past the end of all addresses"));
     }
+    // To touch what lies behind the end of a file is a SIGBUS. Devices have no such end.
+    let stat = fstat(&file).map_err(|error| wrong(&error))?;
+    let end = region.mmap_offset.checked_add(region.memory_size);
+    let has = FileType::from_raw_mode(stat.st_mode).is_file().then(|| u64::try_from(stat.st_size).unwrap_or(0));
+    if has.is_some_and(|has| end.is_none_or(|end| end > has)) {
+        return Err(wrong(&"its file is shorter"));
+    }
     let file = FileOffset::new(file, region.mmap_offset);
     let mapped = GuestRegionMmap::from_range(start, len, Some(file)).map_err(|error| wrong(&error))?;
-    Ok(Region { user: region.user_addr, mapped: Arc::new(mapped) })
+    let guarded = Guarded::new(mapped.as_ptr().cast(), len, lost).map_err(|error| wrong(&error))?;
+    Ok(Region { user: region.user_addr, _guarded: guarded, mapped: Arc::new(mapped) })
 }

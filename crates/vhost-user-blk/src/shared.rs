@@ -13,6 +13,9 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat,
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use rustix::param::page_size;
 
+use crate::sigbus::Guarded;
+use crate::wake::Wake;
+
 const WORD: u64 = size_of::<u64>() as u64;
 
 /// A part of a file, mapped shared and writable until it is dropped.
@@ -25,6 +28,8 @@ pub(crate) struct SharedMemory {
     /// Words from the start of the mapping to the first of ours, and how many those are.
     first: usize,
     words: usize,
+    /// None when the memory is not mapped any more.
+    guarded: Option<Guarded>,
 }
 
 // SAFETY: the mapping belongs to this value alone until it is dropped, and is only ever reached as atomic words.
@@ -34,11 +39,11 @@ unsafe impl Sync for SharedMemory {}
 
 impl SharedMemory {
     /// Maps `len` bytes at `offset` of `file`, which must be there already; `offset` is a multiple of 8, and what of `len` does
-    /// not fill a word counts as one.
+    /// not fill a word counts as one. `lost` is rung if the file is shortened later.
     ///
     /// # Errors
     /// The file is shorter, the numbers cannot be, or the system refuses.
-    pub(crate) fn map(file: impl AsFd, offset: u64, len: u64) -> io::Result<Self> {
+    pub(crate) fn map(file: impl AsFd, offset: u64, len: u64, lost: &Wake) -> io::Result<Self> {
         let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
         let size = u64::try_from(fstat(&file)?.st_size).unwrap_or(0);
         let end = offset.checked_add(len).ok_or_else(|| wrong("it ends past the end of all addresses"))?;
@@ -57,7 +62,10 @@ impl SharedMemory {
         // SAFETY: a new mapping at a place of the kernel's choice: nothing that is mapped already is touched.
         let address = unsafe { mmap(std::ptr::null_mut(), bytes, access, MapFlags::SHARED, file, start)? };
         let address = NonNull::new(address).ok_or_else(|| wrong("it was mapped at address 0"))?;
-        Ok(Self { address, len: bytes, first: ((offset - start) / WORD) as usize, words })
+        // Unmapped by its drop from here on, whatever fails.
+        let mut this = Self { address, len: bytes, first: ((offset - start) / WORD) as usize, words, guarded: None };
+        this.guarded = Some(Guarded::new(address.as_ptr(), bytes, lost)?);
+        Ok(this)
     }
 
     /// Makes `len` bytes of memory (zeros, not touched yet) that others can map but nobody can shorten.
@@ -89,6 +97,7 @@ impl AsRef<[AtomicU64]> for SharedMemory {
 
 impl Drop for SharedMemory {
     fn drop(&mut self) {
+        self.guarded = None;
         // SAFETY: the mapping is ours, of just this length, and no reference into it outlives `self`.
         if let Err(error) = unsafe { munmap(self.address.as_ptr(), self.len) } {
             tracing::error!("cannot unmap shared memory: {error}");

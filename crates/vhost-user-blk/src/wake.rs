@@ -23,10 +23,9 @@ impl Wake {
         let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
     }
 
-    /// Waits anew from now on.
-    pub fn hear(&self) {
-        // Refused when it was not rung, which is all right.
-        let _ = rustix::io::read(&*self.0, &mut [0; 8]);
+    /// Waits anew from now on. Whether it was rung before.
+    pub fn hear(&self) -> bool {
+        rustix::io::read(&*self.0, &mut [0; 8]).is_ok()
     }
 }
 
