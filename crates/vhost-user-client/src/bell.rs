@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::retry_on_intr;
 
 /// An eventfd that one end rings and the other hears.
 #[derive(Debug)]
@@ -40,7 +41,8 @@ impl Bell {
     /// The system's.
     pub fn wait(&self, patience: Duration) -> io::Result<bool> {
         let timeout = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: i64::from(patience.subsec_nanos()) };
-        Ok(poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&timeout))? > 0)
+        let mut polled = [PollFd::new(&self.0, PollFlags::IN)];
+        Ok(retry_on_intr(|| poll(&mut polled, Some(&timeout)))? > 0)
     }
 }
 

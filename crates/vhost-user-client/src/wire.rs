@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
@@ -113,10 +114,12 @@ impl Wire {
         if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(files)) {
             return Err(invalid("too many descriptors"));
         }
-        let mut sent = sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
+        let first = [IoSlice::new(bytes)];
+        let mut sent = retry_on_intr(|| sendmsg(&self.stream, &first, &mut control, SendFlags::NOSIGNAL))?;
         while sent < bytes.len() {
             let rest = [IoSlice::new(&bytes[sent..])];
-            sent += sendmsg(&self.stream, &rest, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?;
+            let mut none = SendAncillaryBuffer::default();
+            sent += retry_on_intr(|| sendmsg(&self.stream, &rest, &mut none, SendFlags::NOSIGNAL))?;
         }
         Ok(())
     }
@@ -145,7 +148,7 @@ impl Wire {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let into = &mut [IoSliceMut::new(&mut bytes[filled..])];
-            let received = recvmsg(&self.stream, into, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+            let received = retry_on_intr(|| recvmsg(&self.stream, into, &mut control, RecvFlags::CMSG_CLOEXEC))?;
             if received.bytes == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -184,14 +187,22 @@ impl Wire {
             let left = until.saturating_duration_since(Instant::now());
             let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
             let mut polled = [PollFd::new(&self.stream, PollFlags::IN)];
-            if !poll(&mut polled, Some(&timeout)).is_ok_and(|ready| ready > 0) {
-                return false;
-            }
-            match rustix::io::read(&self.stream, &mut bytes) {
-                Ok(0) | Err(_) => return true,
+            match poll(&mut polled, Some(&timeout)) {
+                Ok(0) => return false,
+                Err(_) => continue,
                 Ok(_) => {}
             }
+            match rustix::io::read(&self.stream, &mut bytes) {
+                Err(Errno::INTR) | Ok(1..) => {}
+                Ok(0) | Err(_) => return true,
+            }
         }
+    }
+
+    /// Hangs up.
+    pub fn close(&self) {
+        // It may have been closed by the other end: then there is nothing to do.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 
     /// The socket.
