@@ -1,9 +1,11 @@
 //! A vhost-user-blk client, which does what a guest's driver does: notifications by event index in both directions, sleeping
 //! while there is nothing to do. It does not know who serves.
 
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
@@ -18,6 +20,7 @@ use crate::drive::{DriveArgs, Measured, Target, drive, measure};
 use crate::in_process::sum;
 use crate::load::{Ask, Load};
 use crate::memory::Arena;
+use crate::relay::Relay;
 
 /// Descriptors of one request: header, data, status.
 const DESCRIPTORS: usize = 3;
@@ -43,26 +46,40 @@ pub struct Args {
     /// How completions are waited for
     #[arg(long, value_enum, default_value = "interrupt")]
     wait: Waiting,
+    /// Keeps no memory for the server's records of requests in flight, also if it could make use of it
+    #[arg(long)]
+    no_inflight: bool,
+    /// Stays connected, with nothing to do, until standard input ends; prints what that cost the server
+    #[arg(long)]
+    hold: bool,
     #[command(flatten)]
     drive: DriveArgs,
 }
 
-/// Measures, and prints one line of JSON.
+/// Measures, and prints one line of JSON; with `hold` a second one.
 ///
 /// # Errors
 /// When the server cannot be reached, lacks something, or fails a request.
 pub fn run(args: &Args) -> Result<()> {
     let clock = ProcessClock::of(args.server).with_context(|| format!("process {}", args.server))?;
-    println!("{}", load(&args.socket, clock, args.wait, &args.drive)?.json());
+    let mut connection = Connection::open(&args.socket, &args.drive, args.wait, !args.no_inflight)?;
+    println!("{}", load(&mut connection, clock, &args.drive)?.json());
+    if args.hold {
+        std::io::stdout().flush()?;
+        let (start, cpu) = (Instant::now(), clock.now()?);
+        std::io::stdin().lock().read_to_end(&mut Vec::new())?;
+        let (held, cpu) = (start.elapsed().as_secs_f64(), clock.now()?.saturating_sub(cpu).as_secs_f64());
+        println!(r#"{{"held_seconds": {held:.6}, "held_cpu_seconds": {cpu:.6}}}"#);
+    }
     Ok(())
 }
 
-/// Loads the server behind a socket.
+/// Loads the server behind a connection.
 ///
 /// # Errors
 /// As [`run`].
-pub fn load(socket: &str, clock: ProcessClock, wait: Waiting, args: &DriveArgs) -> Result<Measured> {
-    let mut connection = Connection::open(socket, args, wait)?;
+pub fn load(connection: &mut Connection, clock: ProcessClock, args: &DriveArgs) -> Result<Measured> {
+    let size = connection.size;
     let phase = |loads: &mut [Load], time: Option<Duration>| {
         std::thread::scope(|scope| {
             let mut threads = Vec::new();
@@ -72,7 +89,7 @@ pub fn load(socket: &str, clock: ProcessClock, wait: Waiting, args: &DriveArgs) 
             sum(threads)
         })
     };
-    measure(args, connection.size, clock, phase)
+    measure(args, size, clock, phase)
 }
 
 /// A server to whom queues are set up.
@@ -85,11 +102,20 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects, and sets up the queues.
+    /// Connects, and sets up the queues; `inflight`: with memory for requests in flight, if the server offers that.
     ///
     /// # Errors
     /// When the server cannot be reached or lacks a feature.
-    pub fn open(socket: &str, args: &DriveArgs, wait: Waiting) -> Result<Self> {
+    pub fn open(socket: &str, args: &DriveArgs, wait: Waiting, inflight: bool) -> Result<Self> {
+        if inflight {
+            let relay = Relay::new(Path::new(socket), args.queues).with_context(|| socket.to_owned())?;
+            let between = relay.socket.to_str().context("a socket whose name is no text")?;
+            return Self::set_up(between, args, wait);
+        }
+        Self::set_up(socket, args, wait)
+    }
+
+    fn set_up(socket: &str, args: &DriveArgs, wait: Waiting) -> Result<Self> {
         let wanted = VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX;
         let of_disks = VirtioBlkFeatureFlags::MQ | VirtioBlkFeatureFlags::FLUSH;
         let mut transport: VhostUser<VirtioBlkConfig, VirtioBlkReqBuf> =
@@ -171,3 +197,7 @@ impl Target for SocketQueue {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "client_test.rs"]
+mod tests;

@@ -39,7 +39,16 @@ impl Target for Fake {
 
 fn load(requests: Option<u64>) -> Load {
     let pattern = Pattern::Random;
-    let args = LoadArgs { pattern, write: true, block: 4096, unit: 65536, flush_every: Some(10), requests, seed: 1 };
+    let args = LoadArgs {
+        pattern,
+        write: true,
+        block: 4096,
+        unit: 65536,
+        flush_every: Some(10),
+        requests,
+        span: None,
+        seed: 1,
+    };
     Load::new(&args, 1 << 20, 0, 1).unwrap()
 }
 

@@ -57,6 +57,9 @@ pub struct LoadArgs {
     /// At most so many requests of each queue
     #[arg(long)]
     pub requests: Option<u64>,
+    /// Only the first so many bytes of the disk
+    #[arg(long)]
+    pub span: Option<u64>,
     /// The seed of all random choices
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -127,6 +130,7 @@ impl Load {
             return bad(format!("blocks of {} in units of {} bytes cannot be", args.block, args.unit));
         }
         let mut random = Random(args.seed ^ (queue.wrapping_add(1)).wrapping_mul(0xd6e8_feb8_6659_fd93));
+        let size = args.span.map_or(size, |span| size.min(span));
         let blocks = size / args.block;
         let units = size / args.unit.max(1);
         let part = if args.pattern == Pattern::Scatter { units } else { blocks };

@@ -5,7 +5,7 @@ use super::{Ask, Load, LoadArgs, Pattern};
 const UNIT: u64 = 65536;
 
 fn args(pattern: Pattern, write: bool) -> LoadArgs {
-    LoadArgs { pattern, write, block: 4096, unit: UNIT, flush_every: None, requests: None, seed: 7 }
+    LoadArgs { pattern, write, block: 4096, unit: UNIT, flush_every: None, requests: None, span: None, seed: 7 }
 }
 
 fn offset(ask: Ask) -> u64 {
@@ -66,4 +66,14 @@ fn a_load_that_does_not_fit_is_refused() {
     assert!(Load::new(&args(Pattern::Scatter, true), UNIT, 0, 2).is_err());
     assert!(Load::new(&LoadArgs { block: 1000, ..args(Pattern::Random, false) }, UNIT, 0, 1).is_err());
     assert!(Load::new(&LoadArgs { unit: 6144, ..args(Pattern::Scatter, false) }, UNIT, 0, 1).is_err());
+}
+
+#[test]
+fn a_span_is_all_that_a_load_uses_of_a_larger_disk() {
+    let spanned = |pattern| LoadArgs { span: Some(10 * UNIT), ..args(pattern, true) };
+    let random: Vec<_> = Load::new(&spanned(Pattern::Random), 100 * UNIT, 0, 1).unwrap().take(5000).collect();
+    let units: HashSet<u64> = random.iter().map(|ask| offset(*ask) / UNIT).collect();
+    assert_eq!(units, (0..10).collect());
+    assert_eq!(Load::new(&spanned(Pattern::Scatter), 100 * UNIT, 0, 1).unwrap().count(), 10);
+    assert_eq!(Load::new(&spanned(Pattern::Scatter), 5 * UNIT, 0, 1).unwrap().count(), 5, "a smaller disk");
 }

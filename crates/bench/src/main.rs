@@ -1,7 +1,7 @@
-//! Measures the block engine: the parts of `tools/bench block` that have to be fast themselves. Not shipped.
+//! Measures vhost-user-blk servers and the block engine: the parts of `tools/bench vhost` and `tools/bench block` that have to be
+//! fast themselves. Not shipped.
 //!
-//! - `serve`: a disk of the engine behind a vhost-user-blk socket, with nothing but what measuring needs;
-//! - `client`: loads any vhost-user-blk server, the same way whoever it is;
+//! - `client`: loads any vhost-user-blk server, the same way whoever it is; `relay`: what its crate leaves out of the protocol;
 //! - `in-process`: the same loads on the engine's own queues, without a socket;
 //! - `load`: which requests a load makes; `drive`: keeps that many of them in flight, and counts; `clock`: processor time.
 //!
@@ -13,7 +13,7 @@ mod drive;
 mod in_process;
 mod load;
 mod memory;
-mod serve;
+mod relay;
 
 use std::process::ExitCode;
 
@@ -29,7 +29,6 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Serve(serve::Args),
     Client(client::Args),
     InProcess(in_process::Args),
 }
@@ -37,7 +36,6 @@ enum Command {
 fn main() -> ExitCode {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).with_target(false).init();
     let result = match Cli::parse().command {
-        Command::Serve(args) => serve::run(&args),
         Command::Client(args) => client::run(&args),
         Command::InProcess(args) => in_process::run(&args),
     };

@@ -1,4 +1,4 @@
-"""The two servers that tools/bench block compares, started alike: a process that opens an image, then listens."""
+"""The two servers that tools/bench block and vhost compare, started alike: a process that opens an image, then listens."""
 
 import json
 import re
@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from block_images import img
+from images import img
 
 START_SECONDS = 120
 STOP_SECONDS = 600
@@ -32,9 +32,12 @@ class Refused(Exception):
 
 
 class Server:
-    """A running server. `calls` serves with I/O that strace can see, and slowly: for counting, never for timing."""
+    """A running server, with as many queues as it is told, or as it likes (0). `calls` serves with I/O that strace can see, and slowly: for counting, never for timing."""
 
     label = ""
+    program = ""
+    # For strace: what makes this server do its I/O by system calls.
+    without_ring: tuple[str, ...] = ()
 
     def __init__(self, image: Path, queues: int = 1, calls: bool = False):
         self.directory = tempfile.TemporaryDirectory(prefix="cowhand-bench-")
@@ -42,7 +45,9 @@ class Server:
         self.trace = Path(self.directory.name, "calls") if calls else None
         command = self.command(image, queues, calls)
         if self.trace:
-            command = ["strace", "-f", "-ttt", "-e", f"trace={','.join(TRACED)}", "-e", "signal=none", "-s", "0", "-o", str(self.trace), *command]
+            # strace interferes only with what it traces.
+            watch = ["-e", f"trace={','.join(TRACED)},io_uring_setup", *self.without_ring, "-e", "signal=none"]
+            command = ["strace", "-f", "-ttt", *watch, "-s", "0", "-o", str(self.trace), *command]
         self.errors = tempfile.TemporaryFile("w+")
         began = time.monotonic()
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.errors)
@@ -72,10 +77,10 @@ class Server:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(encoding="ascii").split()
         return int(children[0]) if children else self.process.pid
 
-    def peak_memory(self) -> int:
-        """The most bytes that were resident."""
+    def memory(self) -> dict[str, int]:
+        """Resident bytes: the most there were (VmHWM), now (VmRSS), and of which kind (RssAnon, RssFile, RssShmem)."""
         status = Path(f"/proc/{self.pid()}/status").read_text(encoding="utf-8")
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+        return {name: int(kilobytes) * 1024 for name, kilobytes in re.findall(r"(VmHWM|VmRSS|Rss\w+):\s+(\d+) kB", status)}
 
     def counted(self, begin: float, end: float) -> tuple[int, int]:
         """Bytes moved and flushes made between two moments (time.time), after `stop`."""
@@ -92,7 +97,10 @@ class Server:
     def stop(self, clean: bool) -> None:
         """Ends it: cleanly, the image closed, or at once, when nobody needs the image any more."""
         if self.process.poll() is None:
-            self._ask_to_end() if clean else self._kill()
+            if clean:
+                subprocess.run(["kill", "-TERM", str(self.pid())], check=False)
+            else:
+                self._kill()
         try:
             self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -105,9 +113,6 @@ class Server:
         if clean and self.process.returncode != 0:
             raise RuntimeError(f"{self.label} ended with {self.process.returncode}: {words}")
 
-    def _ask_to_end(self) -> None:
-        raise NotImplementedError
-
     def _kill(self) -> None:
         if self.trace:
             # strace's end would not be the server's.
@@ -118,22 +123,17 @@ class Server:
     def _last_words(self) -> str:
         self.errors.seek(0)
         lines = self.errors.read().strip().splitlines()
-        return lines[-1] if lines else ""
+        return lines[-1].removeprefix(f"{Path(self.program).name}: ") if lines else ""
 
 
 class Cowhand(Server):
     label = "cowhand"
-    program = ""
+    # It goes on without a ring where there can be none.
+    without_ring = ("-e", "inject=io_uring_setup:error=EPERM")
 
     def command(self, image, queues, calls):
-        words = [self.program, "serve", "--socket", str(self.socket), "--disk", disk(image), "--queues", str(queues)]
-        return words + (["--threads"] if calls else [])
-
-    def _ask_to_end(self):
-        pass  # It ends when its client goes.
-
-    def _last_words(self):
-        return super()._last_words().removeprefix("cowhand-bench: ")
+        words = ["--socket-path", str(self.socket), "--image", disk(image)]
+        return [self.program, "vhost-user-blk", *words, *(["--num-queues", str(queues)] if queues else [])]
 
 
 class Qemu(Server):
@@ -148,15 +148,9 @@ class Qemu(Server):
         if form(image) == "qcow2":
             # The layers below keep their default, 32 MiB each: more than any of them needs.
             blockdev += f",l2-cache-size={l2_bytes(image)}"
-        export = f"type=vhost-user-blk,id=export,node-name=disk,writable=on,num-queues={queues},iothread=thread"
+        export = f"type=vhost-user-blk,id=export,node-name=disk,writable=on,num-queues={queues or 1},iothread=thread"
         export += f",addr.type=unix,addr.path={self.socket}"
         return [self.program, "--object", "iothread,id=thread", "--blockdev", blockdev, "--export", export]
-
-    def _ask_to_end(self):
-        subprocess.run(["kill", "-TERM", str(self.pid())], check=False)
-
-    def _last_words(self):
-        return super()._last_words().removeprefix("qemu-storage-daemon: ")
 
 
 def form(image: Path) -> str:

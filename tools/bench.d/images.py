@@ -1,4 +1,4 @@
-"""The images that tools/bench block measures on: made by qemu-img alone, from a seed, each when a row first asks for it.
+"""The images that tools/bench block and vhost measure on: made by qemu-img alone, from a seed, each when a row first asks for it.
 
 Of no image anything is compressible or equal to zeros that should not be; where a layer holds data, it does so in whole
 clusters of 64 KiB.
@@ -18,6 +18,9 @@ EMPTY_BYTES = 64 * GIB
 # Sixteen times a cache of decompressed clusters of 64 MiB; QEMU keeps one cluster, cowhand some MiB.
 COMPRESSED_BYTES = GIB
 CHAIN_DEPTH, CHAIN_BYTES = 100, TIB
+IDLE_BYTES = 100 * GIB
+# Overlays of the chains that are loaded.
+LAYERS = (1, 8, 32)
 
 
 def img(*words) -> str:
@@ -43,33 +46,42 @@ class Images:
             "text.raw": self._text,
             "zlib.qcow2": lambda path: self._converted(path, "text.raw", "-c", "-o", "compression_type=zlib"),
             "zstd.qcow2": lambda path: self._converted(path, "text.raw", "-c", "-o", "compression_type=zstd"),
-            "layers-1.qcow2": lambda path: self._layers(path, 1),
-            "layers-32.qcow2": lambda path: self._layers(path, 32),
             "deep.qcow2": self._deep,
+            "idle.qcow2": lambda path: img("create", "-q", "-f", "qcow2", path, IDLE_BYTES),
+            "idle-full.qcow2": lambda path: img("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", path, IDLE_BYTES),
         }
         self.needs = {
             "full.qcow2": ["full.raw"], "small.qcow2": ["small.raw"], "zlib.qcow2": ["text.raw"], "zstd.qcow2": ["text.raw"],
         }
         # Made anew before each run, from nothing or over another image.
         self.fresh = {
+            "fresh-empty.raw": lambda path: img("create", "-q", "-f", "raw", path, EMPTY_BYTES),
             "fresh-empty.qcow2": lambda path: img("create", "-q", "-f", "qcow2", path, EMPTY_BYTES),
-            "fresh-overlay.qcow2": lambda path: self._overlay(path),
-            "fresh-extended.qcow2": lambda path: self._overlay(path, "-o", "extended_l2=on"),
+            "fresh-overlay.qcow2": lambda path: self._overlay(path, "full.qcow2"),
+            "fresh-extended.qcow2": lambda path: self._overlay(path, "full.qcow2", "-o", "extended_l2=on"),
         }
-        self.fresh_needs = {"fresh-overlay.qcow2": ["full.qcow2"], "fresh-extended.qcow2": ["full.qcow2"]}
+        # What an image refers to.
+        self.stands_on = {"fresh-overlay.qcow2": "full.qcow2", "fresh-extended.qcow2": "full.qcow2"}
+        for overlays in LAYERS:
+            chain = f"layers-{overlays}.qcow2"
+            self.makers[chain] = lambda path, overlays=overlays: self._layers(path, overlays)
+            # One layer more: with nothing in it, or with all that is written to it later.
+            self.fresh[f"fresh-on-{overlays}.qcow2"] = lambda path, chain=chain: self._overlay(path, chain)
+            self.makers[f"written-on-{overlays}.qcow2"] = lambda path, chain=chain: self._written(path, chain)
+            self.stands_on |= {f"fresh-on-{overlays}.qcow2": chain, f"written-on-{overlays}.qcow2": chain}
 
     def get(self, name: str) -> Path:
         """The image, in the page cache; a fresh one is made anew each time."""
         path = self.directory / name
+        if name in self.stands_on:
+            self.get(self.stands_on[name])
         if name in self.fresh:
-            for below in self.fresh_needs.get(name, []):
-                self.get(below)
             path.unlink(missing_ok=True)
             self.fresh[name](path)
             return path
         if not path.exists():
             self.makers[name](path)
-        for file in self._files_of(name):
+        for file in [] if name.startswith("idle") else self._files_of(name):
             with open(file, "rb", buffering=0) as data:
                 while data.read(4 * MIB):
                     pass
@@ -78,8 +90,7 @@ class Images:
     def keep(self, names: set[str]) -> None:
         """Removes all images but these, and what they stand on."""
         wanted = set(names)
-        for name in names:
-            wanted.update(self.fresh_needs.get(name, []))
+        wanted.update(self.stands_on[name] for name in names if name in self.stands_on)
         for name in list(wanted):
             # A source that exists is worth keeping only while something is still to be made of it.
             if not (self.directory / name).exists():
@@ -88,9 +99,6 @@ class Images:
             if name not in wanted:
                 for file in self._files_of(name):
                     file.unlink(missing_ok=True)
-
-    def size(self, path: Path) -> int:
-        return path.stat().st_size
 
     def _files_of(self, name: str) -> list[Path]:
         stem = name.removesuffix(".qcow2")
@@ -122,8 +130,17 @@ class Images:
             self.makers[source](source_path)
         img("convert", "-q", "-f", "raw", "-O", "qcow2", *options, source_path, path)
 
-    def _overlay(self, path: Path, *options) -> None:
-        img("create", "-q", "-f", "qcow2", "-b", self.directory / "full.qcow2", "-F", "qcow2", *options, path)
+    def _overlay(self, path: Path, below: str, *options) -> None:
+        img("create", "-q", "-f", "qcow2", "-b", self.directory / below, "-F", "qcow2", *options, path)
+
+    def _written(self, path: Path, below: str) -> None:
+        """An overlay that has the first SMALL_BYTES of the disk."""
+        source = path.with_suffix(".source")
+        self._noise_file(source, SMALL_BYTES, range(SMALL_BYTES // CLUSTER))
+        img("convert", "-q", "-f", "raw", "-O", "qcow2", source, path)
+        source.unlink()
+        img("resize", "-q", "-f", "qcow2", path, FULL_BYTES)
+        img("rebase", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", self.directory / below, path)
 
     def _layers(self, path: Path, overlays: int) -> None:
         """A base and so many overlays; each holds an equal share of all clusters, chosen at random."""

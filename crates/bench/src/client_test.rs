@@ -1,12 +1,12 @@
 use std::fs;
-use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
+use std::time::Duration;
 
-use cowhand_block::{Disk, DiskSpec, Format, OpenPolicy};
+use cowhand_block::{DiskSpec, Format, OpenPolicy};
+use cowhand_vhost_user_blk::{Export, ExportOptions, SocketSource, Wake};
 
-use crate::client::{Connection, Waiting, load};
+use super::{Connection, Waiting, load};
 use crate::clock::ProcessClock;
 use crate::drive::{Count, DriveArgs, Target};
 use crate::load::{Ask, LoadArgs, Pattern};
@@ -14,23 +14,34 @@ use crate::load::{Ask, LoadArgs, Pattern};
 const SIZE: u64 = 8 << 20;
 
 fn args(pattern: Pattern, write: bool) -> DriveArgs {
-    let load = LoadArgs { pattern, write, block: 4096, unit: 65536, flush_every: Some(16), requests: None, seed: 3 };
+    let load = LoadArgs {
+        pattern,
+        write,
+        block: 4096,
+        unit: 65536,
+        flush_every: Some(16),
+        requests: None,
+        span: None,
+        seed: 3,
+    };
     DriveArgs { load, depth: 8, queues: 2, seconds: 30.0, warm_up: 0.0, touch: None }
 }
 
 /// Serves the image while `client` runs with the socket's name.
 fn with_server(image: &Path, format: Format, client: impl FnOnce(&str)) {
     let socket = image.with_extension("socket");
-    let listener = UnixListener::bind(&socket).unwrap();
-    let disk: Arc<Disk> = Disk::open(&DiskSpec::new(image, format), &OpenPolicy::host()).unwrap();
-    let server = {
-        let disk = disk.clone();
-        std::thread::spawn(move || super::serve(&listener, &disk, 2))
+    let options = ExportOptions {
+        id: "disk".into(),
+        socket: SocketSource::Path(socket.clone()),
+        queues: 2,
+        once: false,
+        poll_max: Duration::from_micros(100),
     };
+    let export = Export::new(DiskSpec::new(image, format), OpenPolicy::host(), options).unwrap();
+    let export = export.start(Wake::new().unwrap()).unwrap();
     client(socket.to_str().unwrap());
-    server.join().unwrap().unwrap();
-    disk.close().unwrap();
-    fs::remove_file(socket).unwrap();
+    export.stop();
+    export.join().unwrap();
 }
 
 fn one(queue: &mut impl Target, ask: Ask) {
@@ -48,7 +59,7 @@ fn what_a_client_writes_is_in_the_file_and_what_it_reads_was() {
     fs::write(&image, &before).unwrap();
     let mut written = Vec::new();
     with_server(&image, Format::Raw, |socket| {
-        let mut connection = Connection::open(socket, &args(Pattern::Random, true), Waiting::Interrupt).unwrap();
+        let mut connection = Connection::open(socket, &args(Pattern::Random, true), Waiting::Interrupt, true).unwrap();
         assert_eq!(connection.size, SIZE);
         let [first, second] = &mut connection.queues[..] else { panic!("two queues") };
         written = first.arena.read(0);
@@ -70,7 +81,7 @@ fn a_request_beyond_the_disk_fails_and_the_client_says_so() {
     let image = dir.path().join("disk.raw");
     fs::write(&image, vec![0; SIZE as usize]).unwrap();
     with_server(&image, Format::Raw, |socket| {
-        let mut connection = Connection::open(socket, &args(Pattern::Random, false), Waiting::Interrupt).unwrap();
+        let mut connection = Connection::open(socket, &args(Pattern::Random, false), Waiting::Interrupt, true).unwrap();
         let queue = &mut connection.queues[0];
         queue.submit(0, Ask::Read(SIZE)).unwrap();
         assert!(queue.complete(&mut Vec::new()).is_err());
@@ -88,9 +99,11 @@ fn a_scattered_load_over_two_queues_writes_every_cluster_of_a_sound_image() {
         String::from_utf8(output.stdout).unwrap()
     };
     run(&["create", "-q", "-f", "qcow2", name, "8M"]);
-    for wait in [Waiting::Poll, Waiting::Interrupt] {
+    for (wait, inflight) in [(Waiting::Poll, true), (Waiting::Interrupt, false), (Waiting::Interrupt, true)] {
         with_server(&image, Format::Qcow2, |socket| {
-            let measured = load(socket, ProcessClock::own(), wait, &args(Pattern::Scatter, true)).unwrap();
+            let args = args(Pattern::Scatter, true);
+            let mut connection = Connection::open(socket, &args, wait, inflight).unwrap();
+            let measured = load(&mut connection, ProcessClock::own(), &args).unwrap();
             assert_eq!(measured.count, Count { requests: 128, flushes: 8 });
         });
     }
