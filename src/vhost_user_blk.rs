@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
@@ -75,7 +76,8 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     // Before anything has a thread: from here on a signal cannot end the process with an image half written.
     let signals = SignalEvents::new()?;
     crate::run::raise_descriptor_limit();
-    let policy = OpenPolicy { allow_dirs: args.allow_dir.clone(), ..OpenPolicy::host() };
+    let shared = Some(Arc::default());
+    let policy = OpenPolicy { allow_dirs: args.allow_dir.clone(), shared, ..OpenPolicy::host() };
     // All that can be wrong is found before the first front-end is let in.
     let mut exports = Vec::new();
     for (spec, socket) in specs {

@@ -24,6 +24,7 @@ use crate::qcow2::{Image, create};
 use crate::queue::Queue;
 use crate::raw::RawImage;
 use crate::secret::{Secret, SecretSource};
+use crate::shared::{Key, SharedLayers};
 use crate::spec::{Backing, Cache, DiskSpec, Format};
 use crate::sync::Arc;
 use crate::tuning::Tuning;
@@ -57,6 +58,8 @@ pub struct OpenPolicy {
     /// How long opening waits for a lock that another holds. A process that was killed may keep its locks for a moment, until the kernel
     /// has ended its operations: the wait is also what keeps these from coming later than ours.
     pub lock_patience: Duration,
+    /// Where layers are that other disks of this process have open, and that this one may have in common with them.
+    pub shared: Option<Arc<SharedLayers>>,
 }
 
 impl OpenPolicy {
@@ -71,6 +74,7 @@ impl OpenPolicy {
             temp_dir,
             survival: Survival::PowerCut,
             lock_patience: Duration::ZERO,
+            shared: None,
         }
     }
 }
@@ -143,7 +147,7 @@ pub(crate) async fn open_over(
         left.check(top.file.traits().identity, &spec.path)?;
     }
     let mut known: Vec<_> = layers.iter().map(|layer| layer.file.traits().identity).collect();
-    let open_already = std::iter::successors(base.map(|base| &**base), |node| node.backing().map(|node| &**node));
+    let open_already = std::iter::successors(node.as_ref(), |node| node.backing());
     known.extend(open_already.flat_map(|node| [node.file(), node.data_file()]).map(|file| file.traits().identity));
     let mut files = Files { known, written: writable };
     let cache_below = metadata_cache_below(spec, layers.len());
@@ -163,10 +167,25 @@ pub(crate) async fn open_over(
         let external = data_file(queue, &layer, &mut files, described, (how, Locks::Taken)).await?;
         let links = (node.take(), external);
         let left = left.take_if(|_| is_top);
-        node = Some(Arc::new(connect(queue, layer, links, options, left).await?));
+        let shared = shared_as(&layer, described, spec).filter(|_| !layers.is_empty());
+        let connected = Arc::new(connect(queue, layer, links, options, left).await?);
+        if let (Some(key), Some(shared)) = (shared, &policy.shared) {
+            shared.put(key, &connected);
+        }
+        node = Some(connected);
     }
     let node = node.ok_or_else(|| Error::new(ErrorKind::Invalid, "a disk without layers"))?;
     if spec.ephemeral { overlay(queue, node, spec, policy).await } else { Ok(node) }
+}
+
+/// As what a layer can be had in common, if it can.
+fn shared_as(layer: &Layer, described: Option<&DiskSpec>, spec: &DiskSpec) -> Option<Key> {
+    let format = match layer.image {
+        Unconnected::Raw(_) => Format::Raw,
+        Unconnected::Qcow2(_) => Format::Qcow2,
+    };
+    let plain = described.is_none() && layer.secret.is_none() && !layer.guessed;
+    plain.then(|| Key::new(layer.path.clone(), layer.file.traits().identity, format, spec))
 }
 
 /// The layers of a disk, open but not connected.
@@ -449,6 +468,12 @@ async fn below<'a>(
     }
     if let Some(base) = base.filter(|base| base.file().traits().identity == identity) {
         return Ok(Some(Below::Base(base.clone())));
+    }
+    if let (None, None, Some(format), Some(shared)) = (base, &given, format, &policy.shared)
+        && locks == Locks::Taken
+        && let Some(layer) = shared.find(&Key::new(path.clone(), identity, format, spec))
+    {
+        return Ok(Some(Below::Base(layer)));
     }
     if locks == Locks::Taken {
         lock(&file, &path, false, spec, policy).map_err(in_words)?;

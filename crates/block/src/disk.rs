@@ -316,12 +316,18 @@ impl Disk {
             journal.end();
         }
         self.closed.store(true, Ordering::SeqCst);
+        // What lies below may be other disks' as well: the last one that lets it go unlocks it.
+        let own = if self.policy.shared.is_some() { 1 } else { usize::MAX };
         let layers = std::iter::successors(Some(&node), |node| node.backing());
-        for file in layers.flat_map(|node| [node.data_file(), node.file()]) {
-            if let Some(layer) = file.layer() {
-                result = result.and(layer.close());
+        for (depth, node) in layers.enumerate() {
+            for file in [node.data_file(), node.file()] {
+                if let Some(layer) = file.layer() {
+                    result = result.and(layer.close());
+                }
+                if depth < own {
+                    file.unlock();
+                }
             }
-            file.unlock();
         }
         result
     }

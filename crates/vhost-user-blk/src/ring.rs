@@ -159,6 +159,9 @@ impl Ring {
     /// May come while the ring runs.
     pub(crate) fn set_call(&mut self, file: Option<File>) -> Result<(), Refusal> {
         Bells::replace(&self.bells.call, file.map(eventfd).transpose()?);
+        // What has completed before, here or in a process that died, may have rung a bell that nobody hears. One ring too many
+        // does no harm.
+        Bells::ring(&self.bells.call);
         Ok(())
     }
 
