@@ -62,7 +62,7 @@ def rows() -> list[Row]:
                     result.append(
                         Row(f"{load}-{name}-{queues}x{depth}", shown, sides, mark(load, name, queues, depth), less_cpu=less_cpu)
                     )
-                    if load == "allocate" and queues == 1:
+                    if load == "allocate" and name == "qcow2" and queues == 1:
                         bare = both(image, *words, "--depth", str(depth), "--no-inflight", queues=queues)
                         result.append(Row(f"{load}-{name}-{queues}x{depth}-bare", "  bare", bare))
     return result
