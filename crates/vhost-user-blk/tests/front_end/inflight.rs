@@ -1,5 +1,5 @@
 //! The memory that the front-end keeps for the back-end: across restarts, and when it is not what it was. (That it does its work when a
-//! process is killed is seen with the program itself: tests/vhost_user_kill.rs.)
+//! process is killed is seen with the program itself: tests/vhost_user_blk.)
 
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
