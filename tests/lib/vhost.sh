@@ -21,7 +21,7 @@ serve_with() {
     name=$2
     shift 2
     for image; do options+=(--image "$image"); done
-    setpriv --pdeathsig KILL "$BIN" vhost-user-blk --allow-dir "$T" --allow-dir "$GUEST" "${options[@]}" >>"$name.log" 2>&1 4>&- &
+    setpriv --pdeathsig KILL "$BIN" --log-level info vhost-user-blk --allow-dir "$T" --allow-dir "$GUEST" "${options[@]}" >>"$name.log" 2>&1 4>&- &
     backend=$!
 }
 
