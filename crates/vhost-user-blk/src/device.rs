@@ -20,6 +20,7 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use vm_memory::GuestAddress;
 
+use crate::command::{Commanded, ExportStatus, Shrink};
 use crate::front::FrontEnd;
 use crate::inflight::Inflight;
 use crate::regions::{MAX_REGIONS, Regions};
@@ -158,15 +159,15 @@ impl Device {
         &mut self.front
     }
 
-    /// Changes the disk's size while it is served; the guest is told.
-    ///
-    /// # Errors
-    /// The engine's.
-    pub(crate) fn resize(&mut self, bytes: u64) -> cowhand_block::Result<()> {
-        if self.disk.resize(bytes)? {
-            self.front.config_changed();
+    /// By what a write survives that is acknowledged.
+    fn survival(&self) -> Survival {
+        match &self.inflight {
+            // Its overlay dies with us.
+            _ if self.disk.spec().ephemeral => Survival::PowerCut,
+            Some(inflight) => Survival::Journal(inflight.journal()),
+            // What the front-end does not keep for us has to be in the image.
+            None => Survival::Synchronous,
         }
-        Ok(())
     }
 
     fn negotiated(&self, feature: u64) -> bool {
@@ -204,14 +205,7 @@ impl Device {
         if ring.is_running() || !ring.is_ready() {
             return Ok(());
         }
-        let survival = match &self.inflight {
-            // Its overlay dies with us.
-            _ if self.disk.spec().ephemeral => Survival::PowerCut,
-            Some(inflight) => Survival::Journal(inflight.journal()),
-            // What the front-end does not keep for us has to be in the image.
-            None => Survival::Synchronous,
-        };
-        let (disk, resized) = self.disk.open(survival)?;
+        let (disk, resized) = self.disk.open(self.survival())?;
         if resized {
             self.front.config_changed();
         }
@@ -263,6 +257,22 @@ impl Device {
     fn stop_all(&mut self) -> std::result::Result<(), Refusal> {
         self.rings.iter_mut().try_for_each(Ring::stop)?;
         self.settle()
+    }
+}
+
+/// While a front-end is there.
+impl Commanded for Device {
+    fn status(&self) -> ExportStatus {
+        ExportStatus { connected: true, ..self.disk.status() }
+    }
+
+    fn resize(&mut self, bytes: u64, shrink: Shrink) -> cowhand_block::Result<()> {
+        // What an earlier process left for a disk that is not open yet comes first: it is for the image as it was.
+        let survival = self.survival();
+        if self.disk.resize(bytes, shrink, survival)? {
+            self.front.config_changed();
+        }
+        Ok(())
     }
 }
 

@@ -7,13 +7,13 @@ use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use cowhand_block::{DiskSpec, OpenPolicy};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::command::{Commands, ExportControl, Shrink};
 use crate::connection::{Connection, Ended};
 use crate::device::{Device, DeviceOptions};
 use crate::served::Served;
@@ -72,39 +72,30 @@ pub enum ExportError {
     System(#[from] io::Error),
 }
 
-enum Command {
-    Stop,
-    Resize(u64, Sender<cowhand_block::Result<()>>),
-}
-
-/// The way to tell a running export what to do.
+/// An export that runs.
 pub struct ExportHandle {
-    commands: Sender<Command>,
-    wake: Wake,
+    control: ExportControl,
     thread: JoinHandle<Result<(), ExportError>>,
 }
 
 impl ExportHandle {
-    fn tell(&self, command: Command) {
-        // A thread that has ended hears nothing, and needs nothing.
-        let _ = self.commands.send(command);
-        self.wake.ring();
+    /// The way to steer it, for who outlives it or does not own it.
+    #[must_use]
+    pub fn control(&self) -> ExportControl {
+        self.control.clone()
     }
 
     /// Asks the export to end: what is in flight completes, the disk is flushed and unlocked.
     pub fn stop(&self) {
-        self.tell(Command::Stop);
+        self.control.stop();
     }
 
-    /// Changes the disk's size, in bytes; the guest is told of it.
+    /// Changes the disk's size, in bytes; the guest is told of it. What is cut off is lost.
     ///
     /// # Errors
     /// The engine's; or the export has ended.
     pub fn resize(&self, bytes: u64) -> cowhand_block::Result<()> {
-        let (answer, answered) = channel();
-        self.tell(Command::Resize(bytes, answer));
-        let ended = || Err(cowhand_block::Error::io("the export has ended", io::ErrorKind::NotConnected.into()));
-        answered.recv().unwrap_or_else(|_| ended())
+        self.control.resize(bytes, Shrink::Allowed)
     }
 
     /// Whether the export has ended.
@@ -148,16 +139,14 @@ impl Export {
     /// # Errors
     /// The system has no room.
     pub fn start(self, ended: Wake) -> Result<ExportHandle, ExportError> {
-        let (commands, received) = channel();
-        let wake = Wake::new()?;
-        let woken = wake.clone();
+        let (control, commands) = ExportControl::new()?;
         let name = self.options.id.clone();
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            let result = Serving { options: self.options, commands: received, wake: woken }.run(self.disk, self.socket);
+            let result = Serving { options: self.options, commands }.run(self.disk, self.socket);
             ended.ring();
             result
         })?;
-        Ok(ExportHandle { commands, wake, thread })
+        Ok(ExportHandle { control, thread })
     }
 }
 
@@ -174,8 +163,7 @@ enum After {
 /// The export's thread.
 struct Serving {
     options: ExportOptions,
-    commands: Receiver<Command>,
-    wake: Wake,
+    commands: Commands,
 }
 
 impl Serving {
@@ -208,14 +196,12 @@ impl Serving {
     /// Waits for a front-end; none when told to stop.
     fn wait(&self, disk: &mut Served, listener: &Listener) -> Result<Option<UnixStream>, ExportError> {
         loop {
-            poll_for(&mut [PollFd::new(&self.wake, PollFlags::IN), PollFd::new(listener, PollFlags::IN)], None)?;
-            self.wake.hear();
-            while let Ok(command) = self.commands.try_recv() {
-                match command {
-                    Command::Stop => return Ok(None),
-                    // Whoever asked may have gone meanwhile.
-                    Command::Resize(bytes, answer) => drop(answer.send(disk.resize(bytes).map(drop))),
-                }
+            poll_for(
+                &mut [PollFd::new(&self.commands.wake, PollFlags::IN), PollFd::new(listener, PollFlags::IN)],
+                None,
+            )?;
+            if self.commands.carry_out(disk) {
+                return Ok(None);
             }
             if let Some(stream) = listener.accept()? {
                 return Ok(Some(stream));
@@ -259,18 +245,14 @@ impl Serving {
             // A part of a message would wake us again and again.
             let look_again = connection.look_again();
             let mut polled =
-                vec![PollFd::new(&self.wake, PollFlags::IN), PollFd::new(connection.lost(), PollFlags::IN)];
+                vec![PollFd::new(&self.commands.wake, PollFlags::IN), PollFd::new(connection.lost(), PollFlags::IN)];
             polled.extend(listener.map(|listener| PollFd::new(listener, PollFlags::IN)));
             if look_again.is_none() {
                 polled.push(PollFd::new(&*connection, PollFlags::IN));
             }
             poll_for(&mut polled, look_again)?;
-            self.wake.hear();
-            while let Ok(command) = self.commands.try_recv() {
-                match command {
-                    Command::Stop => return Ok(After::Stop),
-                    Command::Resize(bytes, answer) => drop(answer.send(connection.device().resize(bytes))),
-                }
+            if self.commands.carry_out(&mut *connection.device()) {
+                return Ok(After::Stop);
             }
             if let Some(stream) = listener.map(Listener::accept).transpose()?.flatten() {
                 if connection.is_hung_up() {

@@ -4,6 +4,7 @@
 //! [`cowhand_virtio::blk`]'s to know, and where the bytes go is the engine's.
 //!
 //! - [`export`] is one disk with its socket: a thread that has one front-end at a time, until it is told to stop;
+//! - `command` is what it can be told and asked;
 //! - `socket` is where front-ends come from, `connection` one of them and its messages, one after the other;
 //! - `device` answers them; `regions` is the front-end's memory; `ring` is one queue and the worker that serves it;
 //! - `served` is the disk, which is open only while a ring runs;
@@ -19,6 +20,7 @@
 //! Threads: one for each export, which owns everything that messages change; and one for each ring that runs
 //! ([`cowhand_virtio::blk::BlockWorker`]). To change what a worker uses it is stopped, which drains its queue, and started again.
 
+mod command;
 mod connection;
 mod device;
 pub mod export;
@@ -32,6 +34,7 @@ pub mod sigbus;
 mod socket;
 mod wake;
 
+pub use command::{ExportControl, ExportStatus, Shrink};
 pub use export::{Export, ExportError, ExportHandle, ExportOptions};
 pub use socket::SocketSource;
 pub use wake::Wake;

@@ -11,8 +11,10 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use cowhand_block::{Disk, DiskShape, DiskSpec, Limits, OpenPolicy, RequestQueue, Survival};
+use cowhand_block::{Disk, DiskShape, DiskSpec, Error, ErrorKind, Limits, OpenPolicy, RequestQueue, Survival};
 use cowhand_virtio::blk::BlockBackend;
+
+use crate::command::{Commanded, ExportStatus, Shrink};
 
 /// How long an image's lock is waited for: after the death of a process the kernel gives its locks back only when the I/O that it had
 /// under way has ended, and that may take a moment.
@@ -49,7 +51,7 @@ impl BlockBackend for Shape {
     }
 
     fn open_queue(&self) -> cowhand_block::Result<Box<dyn RequestQueue>> {
-        Err(cowhand_block::Error::io("the disk is not open", std::io::ErrorKind::NotConnected.into()))
+        Err(Error::io("the disk is not open", std::io::ErrorKind::NotConnected.into()))
     }
 }
 
@@ -125,21 +127,44 @@ impl Served {
         closed
     }
 
-    /// Changes the disk's size, open or not. Says whether it is another one than before.
+    /// Changes the disk's size, open or not; `survival` is for one that is not. Says whether it is another one than was known.
     ///
     /// # Errors
-    /// The image cannot have that size, or it cannot be opened or written.
-    pub(crate) fn resize(&mut self, bytes: u64) -> cowhand_block::Result<bool> {
+    /// The disk would become smaller, and that is refused; the image cannot have that size, or it cannot be opened or written.
+    pub(crate) fn resize(&mut self, bytes: u64, shrink: Shrink, survival: Survival) -> cowhand_block::Result<bool> {
         let was_open = self.disk.is_some();
-        // Nobody writes to a disk that is not open: that a power cut finds it in order is enough.
-        let (disk, _) = self.open(Survival::PowerCut)?;
-        let resized = disk.resize(bytes);
+        let (disk, found) = self.open(survival)?;
+        let resized = if bytes < disk.size() && shrink == Shrink::Refused {
+            let message = format!("the disk has {} bytes: with {bytes} it would lose data", disk.size());
+            Err(Error::new(ErrorKind::Refused, message).at_path(&self.spec.path))
+        } else {
+            disk.resize(bytes)
+        };
         drop(disk);
         if !was_open {
             self.rest()?;
         }
         resized?;
-        Ok(self.shape.set_size(bytes))
+        Ok(self.shape.set_size(bytes) || found)
+    }
+
+    /// How the disk is doing, as far as it goes without a front-end.
+    pub(crate) fn status(&self) -> ExportStatus {
+        let DiskShape { size, read_only, .. } = self.shape.get();
+        let layers = self.disk.as_ref().map(|disk| disk.layers());
+        ExportStatus { size, read_only, connected: false, layers }
+    }
+}
+
+/// While no front-end is there.
+impl Commanded for Served {
+    fn status(&self) -> ExportStatus {
+        self.status()
+    }
+
+    fn resize(&mut self, bytes: u64, shrink: Shrink) -> cowhand_block::Result<()> {
+        // Nobody writes: that a power cut finds the disk in order is enough.
+        self.resize(bytes, shrink, Survival::PowerCut).map(drop)
     }
 }
 
