@@ -1,5 +1,7 @@
 //! The `cowhand` program: the command line, one file for each subcommand.
 
+mod api;
+mod ctl;
 mod disks;
 mod doctor;
 mod img;
@@ -43,6 +45,7 @@ enum Command {
     #[command(disable_help_flag = true)]
     Io(Rest),
     VhostUserBlk(vhost_user_blk::Args),
+    Ctl(ctl::Args),
     Doctor(doctor::Args),
 }
 
@@ -89,6 +92,7 @@ fn main() -> ExitCode {
         Command::Io(rest) => return io::main(rest.words, io::Name::Cowhand),
         Command::Run(args) => run::run(&args),
         Command::VhostUserBlk(args) => vhost_user_blk::run(&args),
+        Command::Ctl(args) => ctl::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     match result {

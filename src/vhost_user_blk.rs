@@ -13,6 +13,7 @@ use cowhand_vhost_user_blk::{Export, ExportHandle, ExportOptions, SocketSource, 
 use cowhand_vmm::signals::SignalEvents;
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::api::Api;
 use crate::disks::default_id;
 use crate::{EXIT_USAGE, Failure, quantity};
 
@@ -28,7 +29,8 @@ Exit status: 0 it was told to end, or --once and the front-end has gone · 1 a d
 Example:
   cowhand vhost-user-blk --socket-path /run/vda.sock --image path=debian.qcow2,format=qcow2
   qemu-system-x86_64 -M q35,memory-backend=m -object memory-backend-memfd,id=m,size=1G,share=on \\
-      -chardev socket,id=c,path=/run/vda.sock,reconnect-ms=100 -device vhost-user-blk-pci,chardev=c ...")]
+      -chardev socket,id=c,path=/run/vda.sock,reconnect-ms=100 -device vhost-user-blk-pci,chardev=c ...
+  cowhand vhost-user-blk --api-socket /run/api.sock ... & cowhand ctl --api-socket /run/api.sock disk resize vda 20G")]
 pub(crate) struct Args {
     /// The socket to listen on; it is made, and removed at the end
     #[arg(long, value_name = "PATH", conflicts_with = "fd")]
@@ -51,6 +53,9 @@ pub(crate) struct Args {
     /// Queues that are offered, unless the disk says queues=; a front-end takes as many as it wants
     #[arg(long, value_name = "N", default_value_t = DEFAULT_QUEUES)]
     num_queues: u16,
+    /// The control socket, for `cowhand ctl`; it is made for its owner alone, and removed at the end
+    #[arg(long, value_name = "PATH")]
+    api_socket: Option<PathBuf>,
     /// Files that images refer to (backing files, data files) may be opened below this directory; may be repeated. Without
     /// it, each image may refer to files below its own directory
     #[arg(long, value_name = "DIR")]
@@ -83,32 +88,41 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     for (spec, socket) in specs {
         let id = spec.id.clone().unwrap_or_else(|| default_id(exports.len()));
         let queues = spec.queues.unwrap_or(args.num_queues);
-        let options = ExportOptions { id, socket, queues, once: args.once, poll_max: args.poll_max };
-        exports.push(Export::new(spec, policy.clone(), options)?);
+        let options = ExportOptions { id: id.clone(), socket, queues, once: args.once, poll_max: args.poll_max };
+        exports.push((id, Export::new(spec, policy.clone(), options)?));
     }
     cowhand_vhost_user_blk::sigbus::install()?;
-    let ended = Wake::new()?;
+    let api = args.api_socket.as_deref().map(Api::listen).transpose()?;
     let mut running = Vec::new();
-    let mut failure = None;
-    for export in exports {
-        match export.start(ended.clone()) {
-            Ok(handle) => running.push(handle),
-            Err(error) => {
-                failure = Some(error.into());
-                break;
-            }
-        }
-    }
-    if failure.is_none() {
-        failure = wait(&signals, &ended, &running).err();
-    }
+    let mut result = serve(exports, api, &signals, &mut running);
     running.iter().for_each(ExportHandle::stop);
     for export in running {
-        if let Err(error) = export.join() {
-            failure = failure.or(Some(error.into()));
-        }
+        let joined = export.join();
+        result = result.and(joined.map_err(Failure::from));
     }
-    failure.map_or(Ok(0), Err)
+    result.map(|()| 0)
+}
+
+/// Starts everything, and waits for the end. What was started is in `running`, whatever comes of the rest.
+fn serve(
+    exports: Vec<(String, Export)>,
+    api: Option<Api>,
+    signals: &SignalEvents,
+    running: &mut Vec<ExportHandle>,
+) -> Result<(), Failure> {
+    let ended = Wake::new()?;
+    let mut steered = Vec::new();
+    for (id, export) in exports {
+        let handle = export.start(ended.clone())?;
+        steered.push((id, handle.control()));
+        running.push(handle);
+    }
+    let server = api.map(|api| api.serve(steered)).transpose()?;
+    let result = wait(signals, &ended, running);
+    running.iter().for_each(ExportHandle::stop);
+    // Now whoever asked for something has an answer soon.
+    drop(server);
+    result
 }
 
 /// Waits for a signal, or until no export is left.
@@ -141,6 +155,7 @@ fn specs(args: &Args) -> Result<Vec<(DiskSpec, SocketSource)>, Failure> {
         return usage("--socket-path and --fd are for one disk; give each --image its socket=");
     }
     let mut sockets = HashSet::new();
+    let api_socket = args.api_socket.clone().map(SocketSource::Path);
     let mut ids = HashSet::new();
     let mut specs = Vec::new();
     for (index, mut disk) in disks.into_iter().enumerate() {
@@ -157,6 +172,9 @@ fn specs(args: &Args) -> Result<Vec<(DiskSpec, SocketSource)>, Failure> {
                 return usage(&format!("disk {id} has no socket: give --socket-path, --fd, or socket= in --image"));
             }
         };
+        if Some(&socket) == api_socket.as_ref() {
+            return usage("--api-socket is a socket of its own, on which no disk is served");
+        }
         let name = match &socket {
             SocketSource::Path(path) => path.display().to_string(),
             SocketSource::Descriptor(number) => format!("fd:{number}"),
