@@ -74,16 +74,16 @@ impl Pair {
             let [front, back] = polled.map(|end| !end.revents().is_empty());
             if front {
                 let message = self.front.receive()?;
-                self.to_server(message)?;
+                self.pass_to_server(message)?;
             }
             if back {
                 let message = self.back.wire.receive()?;
-                self.to_front_end(&message)?;
+                self.pass_to_front_end(&message)?;
             }
         }
     }
 
-    fn to_server(&mut self, mut message: Reply) -> io::Result<()> {
+    fn pass_to_server(&mut self, mut message: Reply) -> io::Result<()> {
         match message.request {
             request::SET_PROTOCOL_FEATURES => {
                 // Until now this was what the server offers.
@@ -104,7 +104,7 @@ impl Pair {
         pass(&message, &self.back.wire)
     }
 
-    fn to_front_end(&mut self, message: &Reply) -> io::Result<()> {
+    fn pass_to_front_end(&mut self, message: &Reply) -> io::Result<()> {
         if message.request == request::GET_PROTOCOL_FEATURES && message.flags & flag::REPLY != 0 {
             self.back.protocol = message.u64()?;
         }
