@@ -4,6 +4,7 @@
 //! A process that is truly killed is in the tests of the vhost-user back-end.
 
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use super::guest::policy;
 use super::image::{Made, SNAPSHOT, Shape};
@@ -23,7 +24,9 @@ fn assert_survives(made: &Made, shape: &Shape, spec: &DiskSpec, engine: Engine, 
     // Some are full now and then.
     let records = [30, 1 << 14][rng.below(2) as usize];
     let words: SharedWords = Arc::new((0..16 + records * 4).map(|_| AtomicU64::new(0)).collect::<Vec<_>>());
-    let policy = OpenPolicy { survival: Survival::Journal(words), ..policy(engine) };
+    // The kernel may keep the files of a ring for a moment.
+    let lock_patience = Duration::from_secs(20);
+    let policy = OpenPolicy { survival: Survival::Journal(words), lock_patience, ..policy(engine) };
     for life in 0..2 {
         let initial = qemu::content(&made.path);
         let disk = Disk::open(spec, &policy).unwrap();
@@ -44,7 +47,14 @@ fn assert_survives(made: &Made, shape: &Shape, spec: &DiskSpec, engine: Engine, 
     }
 }
 
+/// Of the sorts one in so many is tried.
+const EACH: usize = 4;
+
 #[test]
-fn images_of_all_sorts_keep_what_was_acknowledged_and_leak_nothing() {
-    matrix::each("death", &matrix::all_sorts(), assert_survives);
+fn images_of_many_sorts_keep_what_was_acknowledged_and_leak_nothing() {
+    // Which sorts those are is the seed's: all of them take minutes.
+    let sorts = matrix::all_sorts();
+    let first = super::dice("sorts that die").below(EACH as u64) as usize;
+    let some: Vec<_> = sorts.into_iter().skip(first).step_by(EACH).collect();
+    matrix::each("death", &some, assert_survives);
 }

@@ -345,6 +345,23 @@ fn image_whose_counts_are_wrong_is_refused() {
     refused(&world, &left_by(&world, &[[9, 1, 1, 0]]), "not counted");
 }
 
+#[test]
+fn what_was_counted_past_the_end_of_the_file_and_never_used_is_freed() {
+    let world = world();
+    let disk = open(&world, &words()).unwrap();
+    write(&disk, 5, 5);
+    disk.close().unwrap();
+    let mut image = content(&world);
+    let (last, behind) = ((entry(&world, 5) & !COPIED) / CLUSTER, end(&world) / CLUSTER);
+    let count = |cluster: u64| 2 * CLUSTER as usize + cluster as usize * 2;
+    image[count(behind)..][..2].copy_from_slice(&1u16.to_be_bytes());
+    world.put(Path::new(IMAGE), image);
+    let disk = open(&world, &left_by(&world, &[])).unwrap();
+    die(&world, disk);
+    let image = content(&world);
+    assert_eq!((image[count(last) + 1], image[count(behind) + 1]), (1, 0));
+}
+
 /// A process that died has left this record, and a cluster that is counted and nothing refers to.
 fn world_with_a_leak(record: Record) -> (World, SharedWords) {
     let world = world();

@@ -70,7 +70,7 @@ impl Checker {
         next.checked_mul(per_block).is_some_and(|first| first < self.end).then_some(next)
     }
 
-    fn counted_error(&self, place: u64, error: &FormatError) -> Error {
+    pub(super) fn counted_error(&self, place: u64, error: &FormatError) -> Error {
         Error::new(ErrorKind::Corrupt, error.to_string()).at_path(&self.path).at_offset(place)
     }
 

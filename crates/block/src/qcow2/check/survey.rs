@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use cowhand_qcow2::L2Kind;
+use cowhand_qcow2::{L2Kind, refcount};
 
 use super::compare::Pass;
 use super::report::Repair;
-use super::walk::Walked;
-use super::{Checker, Stage, number};
+use super::walk::{BEYOND, Walked};
+use super::{Checker, Dirty, Stage, number};
 use crate::error::Result;
 
 /// What refers to which cluster.
@@ -81,8 +81,39 @@ impl Checker {
         if report.leaks > 0 {
             tracing::info!("{}: {} clusters have leaked, and are freed", self.path.display(), report.leaks);
         }
+        if walked.hides_nothing() && walked.stored.sound {
+            self.free_beyond(&walked).await?;
+        }
         if report.leaks > 0 || report.corruptions > 0 {
             self.repair(Repair::Leaks, walked, counts).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes off the counts of clusters past the end of the file that nothing refers to: they were given out and never written. Once the
+    /// file has grown over them they would be leaks.
+    async fn free_beyond(&mut self, walked: &Walked) -> Result<()> {
+        let (order, per_block) = (self.geometry.refcount_order, self.geometry.refcount_block_entries());
+        let mut next = self.end / per_block;
+        while let Some(index) = walked.stored.next(next) {
+            next = index + 1;
+            let Some(place) = walked.stored.block(index) else { continue };
+            let first = index.saturating_mul(per_block);
+            let mut block = self.read("a refcount block", place, self.cluster_size()).await?;
+            let mut dirty = Dirty::clean();
+            for entry in self.end.saturating_sub(first)..per_block {
+                let cluster = first.saturating_add(entry);
+                let counted = refcount::get(order, &block, entry as usize).is_ok_and(|count| count > 0);
+                // What is farther away is not remembered.
+                if counted && cluster < self.end.saturating_add(BEYOND) && walked.beyond.count(cluster) == 0 {
+                    refcount::set(order, &mut block, entry as usize, 0).map_err(|e| self.counted_error(place, &e))?;
+                    dirty.touch(((entry << order) / 8) as usize);
+                }
+            }
+            if let Some(range) = dirty.range(block.len()) {
+                let start = range.start as u64;
+                self.write("a refcount block", place + start, block.get(range).unwrap_or_default()).await?;
+            }
         }
         Ok(())
     }
