@@ -133,6 +133,29 @@ fn memory_that_is_not_the_back_ends_is_refused() {
 }
 
 #[test]
+fn memory_of_another_image_is_refused_and_that_image_stays_as_it_is() {
+    let (world, other) = (World::new(), World::new());
+    let served = world.serve();
+    let mut client = Client::connect(&served, 1);
+    client.ok(&Ask::Write(0, vec![1; 4096]));
+    let before = other.content();
+    // Not stopped: the journal is live, as after a death.
+    let elsewhere = other.serve();
+    let front_end = elsewhere.connect();
+    front_end.set_inflight(client.inflight.as_ref().unwrap()).unwrap();
+    front_end.set_memory(&client.guest).unwrap();
+    assert!(front_end.start(&client.guest, &client.queues[0].ring, 1).is_err());
+    drop(front_end);
+    elsewhere.still_serves();
+    elsewhere.stop();
+    other.check();
+    assert!(other.content() == before);
+    client.stop();
+    served.stop();
+    world.check();
+}
+
+#[test]
 fn rings_of_another_size_or_number_than_their_records_are_refused() {
     let world = World::new();
     let served = world.serve();
