@@ -5,6 +5,7 @@
 //! full of it has [`Ring`] and the [`Guest`]'s memory.
 //!
 //! - [`message`] has the numbers; [`wire`] carries messages; [`front_end`] makes them of what is wanted;
+//! - [`nonsense`] plays what bytes say, for fuzzing;
 //! - [`guest`] is the guest's memory; [`ring`] the driver's side of a split virtqueue; [`disk`] the requests of virtio-blk.
 
 pub mod bell;
@@ -12,6 +13,7 @@ pub mod disk;
 pub mod front_end;
 pub mod guest;
 pub mod message;
+pub mod nonsense;
 pub mod ring;
 pub mod wire;
 
