@@ -13,11 +13,6 @@ pub mod rng;
 #[cfg(test)]
 mod testing;
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-
+pub use cowhand_block::SharedWords;
 pub use device::{ActivateError, Activation, ActiveQueue, Interrupt, Memory, VirtioDevice};
 pub use dirty::{DirtyLog, DirtyMarks, PageLog};
-
-/// Memory that is shared with another process, which may change it at any time. Its length never changes.
-pub type SharedWords = Arc<dyn AsRef<[AtomicU64]> + Send + Sync>;
