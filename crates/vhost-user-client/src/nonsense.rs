@@ -196,7 +196,7 @@ impl Player {
     fn chain(&mut self, index: usize, input: &mut Input<'_>) -> io::Result<()> {
         let ring: &mut Ring = &mut self.queues[index].ring;
         for n in 0..u16::from(input.byte() % 4) {
-            let descriptor = Descriptor { at: input.place(), len: input.small() * 16, flags: 0 };
+            let descriptor = Descriptor { at: input.place(), len: input.small().wrapping_mul(16), flags: 0 };
             let flags = u16::from(input.byte()) & if input.byte() < 250 { 7 } else { 0xff };
             self.guest.put(ring.descriptor(n), &descriptor.encode(flags, input.small() as u16))?;
         }
@@ -217,7 +217,7 @@ impl Player {
             request::SET_MEM_TABLE => u64::from(input.small()).to_le_bytes().to_vec(),
             request::GET_CONFIG | request::SET_CONFIG => {
                 let len = input.byte() % 64;
-                let mut payload = [input.small() * 8, len.into(), 0].map(u32::to_le_bytes).concat();
+                let mut payload = [input.small().wrapping_mul(8), len.into(), 0].map(u32::to_le_bytes).concat();
                 payload.extend((0..len).map(|_| input.byte()));
                 payload
             }
