@@ -33,7 +33,7 @@ fn wrong_arguments_are_usage_errors() {
         (vec!["--fd", "-1", "--image", &image], "-1"),
         (vec!["--socket-path", &socket, "--image", "path=x"], "format"),
         (vec!["--socket-path", &socket, "--image", "format=qcow2"], "path"),
-        (vec!["--socket-path", &socket, "--image", &disk], "path"),
+        (vec!["--socket-path", &socket, "--image", &disk], "key=value"),
         (vec!["--socket-path", &socket, "--blk-file", &disk, "--image", &image], "--image"),
         (vec!["--socket-path", &socket, "--image", &image, "--num-queues", "x"], "--num-queues"),
         (vec!["--socket-path", &socket, "--image", &image, "--num-queues", "65536"], "--num-queues"),

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::guest::{ask, policy};
 use super::qemu::{self, text};
+use crate::chain::OpenPolicy;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind};
 use crate::io::Buffer;
@@ -23,7 +25,9 @@ enum Refused {
 }
 
 fn open(path: &Path, format: Format, readonly: bool) -> Result<Arc<Disk>, Error> {
-    Disk::open(&DiskSpec { readonly, ..DiskSpec::new(path, format) }, &policy(Engine::Auto))
+    // The file of an opening that failed may be open a moment longer: in a child of another test that is about to run its program.
+    let policy = OpenPolicy { lock_patience: Duration::from_secs(20), ..policy(Engine::Auto) };
+    Disk::open(&DiskSpec { readonly, ..DiskSpec::new(path, format) }, &policy)
 }
 
 /// The line of a refusal, for the file as it is named.
