@@ -89,7 +89,6 @@ pub(crate) struct Device {
     options: DeviceOptions,
     /// What was negotiated, once it was.
     features: Option<u64>,
-    protocol: VhostUserProtocolFeatures,
     /// What the guest has set the writeback field to.
     writeback: Option<bool>,
     // Before all that they work on.
@@ -125,7 +124,6 @@ impl Device {
             model,
             options,
             features: None,
-            protocol: VhostUserProtocolFeatures::empty(),
             writeback: None,
             rings,
             regions: Regions::new(lost.clone()),
@@ -403,9 +401,8 @@ impl VhostUserBackendReqHandlerMut for Device {
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
         let offered = self.get_protocol_features()?;
-        let features = VhostUserProtocolFeatures::from_bits(features).filter(|features| offered.contains(*features));
-        self.protocol = features.ok_or(Error::FeatureMismatch)?;
-        Ok(())
+        // What follows from them is `vhost`'s to see to.
+        if features & !offered.bits() == 0 { Ok(()) } else { Err(Error::FeatureMismatch) }
     }
 
     fn get_queue_num(&mut self) -> Result<u64> {

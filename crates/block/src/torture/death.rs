@@ -122,7 +122,8 @@ impl Play {
         Ok(())
     }
 
-    fn read_all(&self, disk: &Arc<Disk>) -> Result<Buffer, String> {
+    /// What an open disk holds.
+    pub(super) fn read_all(&self, disk: &Arc<Disk>) -> Result<Buffer, String> {
         let mut queue = disk.queue().map_err(text)?;
         let buffer = Buffer::zeroed(disk.size() as usize);
         queue.submit(0, Request::Read { offset: 0, data: vec![buffer.seg(0, buffer.len())] });

@@ -8,9 +8,7 @@ use std::rc::Rc;
 use cowhand_qcow2::Header;
 
 use super::model::tag_of;
-use super::{
-    Buffer, ClusterBits, Disk, DiskSpec, Event, Format, Frozen, Path, Play, Request, RequestQueue, Wait, text,
-};
+use super::{Buffer, ClusterBits, Disk, DiskSpec, Format, Frozen, Path, Play, text};
 use crate::error::Result as EngineResult;
 use crate::{Overlay, OverlayOptions, OverlaySource};
 
@@ -98,19 +96,7 @@ impl Play {
         let faults = self.world.take_faults();
         let read = || {
             let spec = DiskSpec { readonly: true, ..DiskSpec::new(path, Format::Qcow2) };
-            let disk = Disk::open(&spec, &self.policy()).map_err(text)?;
-            let mut queue = disk.queue().map_err(text)?;
-            let buffer = Buffer::zeroed(disk.size() as usize);
-            queue.submit(0, Request::Read { offset: 0, data: vec![buffer.seg(0, buffer.len())] });
-            let mut events = Vec::new();
-            while events.is_empty() {
-                self.world.step();
-                queue.wait(Wait::Poll, &mut events).map_err(text)?;
-            }
-            match events.pop() {
-                Some(Event::Done { result: Err(e), .. }) => Err(format!("reading back: {e}")),
-                _ => Ok(buffer),
-            }
+            self.read_all(&Disk::open(&spec, &self.policy()).map_err(text)?)
         };
         let result = read();
         self.world.set_faults(faults);
